@@ -1,0 +1,1 @@
+//! Disk images as block devices: formats, overlays and their safety rules.

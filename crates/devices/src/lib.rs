@@ -1,0 +1,1 @@
+//! Device models: buses, PCI, virtio and the legacy PC.

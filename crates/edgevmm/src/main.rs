@@ -1,0 +1,2 @@
+//! Boots disk images as virtual machines on KVM.
+fn main() {}

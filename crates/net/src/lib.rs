@@ -1,0 +1,1 @@
+//! Host ends of guest network interfaces: tap and passt.

@@ -1,0 +1,1 @@
+//! The virtual machine monitor: KVM, memory, boot, firmware tables and life cycle.

@@ -1,0 +1,1 @@
+//! End-to-end tests: real kernels and disks under the real binary.
