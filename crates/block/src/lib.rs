@@ -1,1 +1,80 @@
 //! Disk images as block devices: formats, overlays and their safety rules.
+//!
+//! [`open`] turns opened files into one [`BlockBackend`]; everything above it (virtio-blk, IDE,
+//! a CD-ROM drive) sees only that trait. The crate knows no KVM and no virtio.
+//!
+//! Two rules shape it. An image is data written by somebody else, so its header is checked before
+//! any library reads it, and no file it names is ever opened: the caller hands over every file of
+//! a backing chain. And an image has one writer: every file is locked while it is in use.
+
+mod error;
+mod open;
+
+use std::fmt::Debug;
+
+pub use error::BlockError;
+pub use open::{BackingFile, DiskOptions, ImageFormat, open};
+pub use vm_memory::VolatileSlice;
+
+/// Bytes in one sector, the unit of [`BlockBackend::size`].
+pub const SECTOR_SIZE: u64 = 512;
+
+/// What a backend can do and how it likes to be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Smallest unit a guest may address, in bytes.
+    pub logical_block: u32,
+    /// Unit below which a write costs a read-modify-write, in bytes; a multiple of
+    /// `logical_block`.
+    pub physical_block: u32,
+    /// Smallest unit a discard can free, in bytes; 0 if discards free nothing.
+    pub discard_granularity: u32,
+}
+
+/// A disk: an array of bytes that several threads may read and write at once.
+///
+/// Requests that overlap in time and range happen in either order. Every method checks its range
+/// against [`size`](Self::size) and fails with [`BlockError::OutOfRange`] rather than touch
+/// anything outside.
+pub trait BlockBackend: Send + Sync + Debug {
+    /// Guest-visible size in bytes, a multiple of [`SECTOR_SIZE`].
+    fn size(&self) -> u64;
+
+    /// Whether every write, discard and zeroing is refused with [`BlockError::ReadOnly`].
+    fn read_only(&self) -> bool;
+
+    /// Block sizes and discard granularity.
+    fn limits(&self) -> Limits;
+
+    /// Fills all of `bufs`, in order, from `offset` bytes into the disk.
+    fn read_vectored(&self, bufs: &[VolatileSlice<'_>], offset: u64) -> Result<(), BlockError>;
+
+    /// Writes all of `bufs`, in order, at `offset` bytes into the disk.
+    ///
+    /// The data is durable only after a later [`flush`](Self::flush).
+    fn write_vectored(&self, bufs: &[VolatileSlice<'_>], offset: u64) -> Result<(), BlockError>;
+
+    /// Makes every write that has returned durable, with the metadata needed to find it.
+    fn flush(&self) -> Result<(), BlockError>;
+
+    /// Tells that the range holds nothing of value; what it reads as afterwards is unspecified,
+    /// but it is never data of another file or guest.
+    fn discard(&self, offset: u64, len: u64) -> Result<(), BlockError>;
+
+    /// Makes the range read as zeroes; `may_unmap` allows its space to be given back.
+    fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<(), BlockError>;
+}
+
+/// Checks that `len` bytes at `offset` lie within a disk of `size` bytes.
+fn check_range(offset: u64, len: u64, size: u64) -> Result<(), BlockError> {
+    match offset.checked_add(len) {
+        Some(end) if end <= size => Ok(()),
+        _ => Err(BlockError::OutOfRange { offset, len, size }),
+    }
+}
+
+/// Sum of the lengths of `bufs` in bytes.
+fn total_len(bufs: &[VolatileSlice<'_>]) -> u64 {
+    bufs.iter()
+        .fold(0, |sum, buf| sum.saturating_add(buf.len() as u64))
+}
