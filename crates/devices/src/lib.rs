@@ -6,6 +6,7 @@
 //! apart from its state (a serialisable struct).
 
 pub mod bus;
+pub mod console;
 pub mod legacy;
 pub mod pci;
 pub mod platform;
