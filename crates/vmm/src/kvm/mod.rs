@@ -1,0 +1,170 @@
+//! The only place that talks to kvm.ko.
+//!
+//! Interrupt controllers are all in the kernel (PIC, I/O APIC, local APICs, PIT) rather than
+//! split: legacy guests use PIC and I/O APIC at full speed, a level-triggered EOI needs no exit
+//! to us, and the userspace I/O APIC that a split irqchip asks for would be code that every
+//! guest's interrupts run through. What split saves, the kernel's attack surface, matters less
+//! on a node whose guests are the owner's own.
+
+pub mod cpuid;
+pub mod doorbells;
+pub mod interrupts;
+pub mod msrs;
+pub mod regs;
+pub mod vcpu;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use edgevmm_devices::GuestMemory;
+use kvm_bindings::{KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
+
+use crate::layout::{IDENTITY_MAP, KVM_TSS};
+
+/// Where the kernel offers KVM.
+pub const KVM_DEVICE: &str = "/dev/kvm";
+
+/// The capabilities we can't do without, with the word a user would search for.
+const REQUIRED: [(Cap, &str); 11] = [
+    (Cap::Irqchip, "in-kernel interrupt controllers"),
+    (Cap::UserMemory, "user memory regions"),
+    (Cap::SetTssAddr, "TSS address"),
+    (Cap::ExtCpuid, "extended CPUID"),
+    (Cap::MpState, "multi-processor state"),
+    (Cap::Pit2, "in-kernel timer"),
+    (Cap::Irqfd, "irqfd"),
+    (Cap::Ioeventfd, "ioeventfd"),
+    (Cap::SignalMsi, "MSI"),
+    (Cap::ImmediateExit, "immediate exit"),
+    (Cap::VcpuEvents, "vCPU events"),
+];
+
+/// What went wrong with KVM.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmError {
+    /// There is no KVM device.
+    #[error(
+        "There is no {KVM_DEVICE}: enable virtualisation (VT-x or AMD-V) in the firmware setup \
+         and load the module: modprobe kvm_intel || modprobe kvm_amd"
+    )]
+    Missing,
+    /// The KVM device may not be opened.
+    #[error("No permission to open {KVM_DEVICE}: add yourself to the group kvm (usermod -aG kvm $USER) and log in again")]
+    Permission,
+    /// The KVM device can't be opened for another reason.
+    #[error("Can't open {KVM_DEVICE}")]
+    Open(#[source] io::Error),
+    /// The kernel's KVM lacks something.
+    #[error("This kernel's KVM lacks {0}: a kernel of Linux 5.10 or newer has it")]
+    Lacks(&'static str),
+    /// A call failed.
+    #[error("KVM refused to {what}")]
+    Call {
+        /// What was asked for.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+}
+
+/// Names a failed KVM call.
+pub(crate) fn call(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> KvmError {
+    move |source| KvmError::Call { what, source }
+}
+
+/// Opens KVM and checks that it has what we need.
+///
+/// # Errors
+/// Tells apart a missing device, a missing permission and a missing capability.
+pub fn open() -> Result<Kvm, KvmError> {
+    let kvm = Kvm::new().map_err(|e| match e.errno() {
+        libc::ENOENT if !Path::new(KVM_DEVICE).exists() => KvmError::Missing,
+        libc::EACCES | libc::EPERM => KvmError::Permission,
+        libc::ENODEV | libc::ENXIO => KvmError::Missing,
+        errno => KvmError::Open(io::Error::from_raw_os_error(errno)),
+    })?;
+    for (cap, name) in REQUIRED {
+        if !kvm.check_extension(cap) {
+            return Err(KvmError::Lacks(name));
+        }
+    }
+    Ok(kvm)
+}
+
+/// A VM with its memory, interrupt controllers and timer, before any vCPU.
+///
+/// Memory slots come first: set later they wait for every vCPU to pass a quiet point.
+#[derive(Debug)]
+pub struct Vm {
+    fd: Arc<VmFd>,
+    /// Keeps what the kernel maps into the guest mapped.
+    _memory: Arc<GuestMemory>,
+    slots: u32,
+    readonly: Vec<Arc<MmapRegion>>,
+}
+
+impl Vm {
+    /// Makes a VM with `memory` as its RAM.
+    ///
+    /// # Errors
+    /// Fails when the kernel refuses.
+    pub fn new(kvm: &Kvm, memory: Arc<GuestMemory>) -> Result<Vm, KvmError> {
+        let fd = kvm.create_vm().map_err(call("make a VM"))?;
+        let mut vm = Vm { fd: Arc::new(fd), _memory: Arc::clone(&memory), slots: 0, readonly: Vec::new() };
+        for region in memory.iter() {
+            vm.map(region.start_addr().0, region.as_ptr() as u64, region.len(), 0)?;
+        }
+        Ok(vm)
+    }
+
+    /// Maps `region` read-only at `address`: a ROM, or configuration space pages. Guest writes
+    /// to it reach the MMIO bus.
+    ///
+    /// # Errors
+    /// Fails when the kernel refuses.
+    pub fn map_readonly(&mut self, address: u64, region: Arc<MmapRegion>) -> Result<(), KvmError> {
+        self.map(address, region.as_ptr() as u64, region.size() as u64, KVM_MEM_READONLY)?;
+        self.readonly.push(region);
+        Ok(())
+    }
+
+    fn map(&mut self, address: u64, host: u64, len: u64, flags: u32) -> Result<(), KvmError> {
+        let slot = kvm_userspace_memory_region {
+            slot: self.slots,
+            flags,
+            guest_phys_addr: address,
+            memory_size: len,
+            userspace_addr: host,
+        };
+        // SAFETY: the host range is a live mapping that `self` keeps for as long as the VM, and
+        // nobody else holds Rust references into it: access goes through volatile slices.
+        unsafe { self.fd.set_user_memory_region(slot) }.map_err(call("map guest memory"))?;
+        self.slots += 1;
+        Ok(())
+    }
+
+    /// Makes the interrupt controllers and the timer. After the memory, before the vCPUs.
+    ///
+    /// # Errors
+    /// Fails when the kernel refuses.
+    pub fn create_interrupt_controllers(&self) -> Result<(), KvmError> {
+        // Only Intel without unrestricted guest uses these two, but they must be set before the
+        // first vCPU everywhere.
+        self.fd.set_identity_map_address(IDENTITY_MAP).map_err(call("place the identity map"))?;
+        let tss = usize::try_from(KVM_TSS).unwrap_or(usize::MAX);
+        self.fd.set_tss_address(tss).map_err(call("place the real-mode TSS"))?;
+        self.fd.create_irq_chip().map_err(call("make the interrupt controllers"))?;
+        // The dummy speaker answers port 0x61 in the kernel.
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        self.fd.create_pit2(pit).map_err(call("make the timer"))
+    }
+
+    /// The VM's descriptor, for the other parts of this module.
+    pub(crate) fn fd(&self) -> &Arc<VmFd> {
+        &self.fd
+    }
+}

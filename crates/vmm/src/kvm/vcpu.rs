@@ -1,0 +1,529 @@
+//! vCPUs: one thread each, their exits, and how they are paused, reset and stopped.
+
+use std::fmt::{self, Write as _};
+use std::io;
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
+
+use edgevmm_devices::GuestMemory;
+use edgevmm_devices::bus::Bus;
+use kvm_bindings::{
+    KVM_MP_STATE_RUNNABLE, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_debugregs,
+    kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+    kvm_xsave,
+};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::regs::{self, Entry};
+use super::{KvmError, call, msrs};
+
+/// Stack of a vCPU thread. It runs exit handlers only.
+const STACK: usize = 256 << 10;
+
+/// The address spaces behind a vCPU's exits.
+#[derive(Debug, Default)]
+pub struct Buses {
+    /// Port I/O.
+    pub pio: Bus,
+    /// Memory-mapped I/O.
+    pub mmio: Bus,
+}
+
+/// Why a vCPU can't go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest asks for a restart through KVM.
+    Reset,
+    /// The guest asks to be switched off through KVM.
+    PowerOff,
+    /// The guest crashed, or KVM can't run it.
+    Crash(CrashReport),
+    /// A call to KVM failed.
+    Failed(String),
+}
+
+/// What is left of a guest that crashed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CrashReport {
+    /// Number of the vCPU.
+    pub vcpu: u8,
+    /// What happened.
+    pub cause: String,
+    /// Registers and the bytes at RIP, several lines.
+    pub registers: String,
+}
+
+impl fmt::Display for CrashReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "vCPU {}: {}\n{}", self.vcpu, self.cause, self.registers)
+    }
+}
+
+/// Everything of a vCPU that a reset restores.
+#[derive(Debug, Clone)]
+struct PowerOn {
+    regs: kvm_regs,
+    sregs: kvm_sregs,
+    lapic: kvm_lapic_state,
+    xsave: kvm_xsave,
+    xcrs: kvm_xcrs,
+    debug: kvm_debugregs,
+    events: kvm_vcpu_events,
+    mp_state: kvm_mp_state,
+    msrs: Vec<kvm_msr_entry>,
+}
+
+impl PowerOn {
+    fn of(fd: &VcpuFd, indices: &[u32]) -> Result<PowerOn, KvmError> {
+        let error = || call("read a vCPU's state");
+        Ok(PowerOn {
+            regs: fd.get_regs().map_err(error())?,
+            sregs: fd.get_sregs().map_err(error())?,
+            lapic: fd.get_lapic().map_err(error())?,
+            xsave: fd.get_xsave().map_err(error())?,
+            xcrs: fd.get_xcrs().map_err(error())?,
+            debug: fd.get_debug_regs().map_err(error())?,
+            events: fd.get_vcpu_events().map_err(error())?,
+            mp_state: fd.get_mp_state().map_err(error())?,
+            msrs: msrs::read(fd, indices)?,
+        })
+    }
+
+    fn apply(&self, fd: &VcpuFd) -> Result<(), KvmError> {
+        let error = || call("set a vCPU's state");
+        fd.set_mp_state(self.mp_state).map_err(error())?;
+        fd.set_regs(&self.regs).map_err(error())?;
+        fd.set_sregs(&self.sregs).map_err(error())?;
+        // SAFETY: the buffer is a whole kvm_xsave as `get_xsave` filled it, and no dynamic
+        // feature that would need a larger one is ever enabled.
+        unsafe { fd.set_xsave(&self.xsave) }.map_err(error())?;
+        fd.set_xcrs(&self.xcrs).map_err(error())?;
+        fd.set_debug_regs(&self.debug).map_err(error())?;
+        msrs::write(fd, &self.msrs)?;
+        fd.set_lapic(&self.lapic).map_err(error())?;
+        fd.set_vcpu_events(&self.events).map_err(error())
+    }
+}
+
+/// What the thread of a vCPU is told to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Command {
+    Run,
+    Pause,
+    Stop,
+}
+
+#[derive(Debug)]
+struct Control {
+    command: Mutex<(Command, bool)>,
+    changed: Condvar,
+}
+
+impl Control {
+    fn lock(&self) -> MutexGuard<'_, (Command, bool)> {
+        self.command.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The `immediate_exit` byte of a vCPU's `kvm_run`.
+#[derive(Debug, Clone, Copy)]
+struct ImmediateExit(*const AtomicU8);
+
+// SAFETY: the byte is only ever accessed atomically through this type, and the mapping it lies in
+// outlives all users: the vCPU's thread owns it and is joined before the handle goes.
+unsafe impl Send for ImmediateExit {}
+// SAFETY: as above.
+unsafe impl Sync for ImmediateExit {}
+
+impl ImmediateExit {
+    fn of(fd: &mut VcpuFd) -> ImmediateExit {
+        let byte: *const u8 = &raw const fd.get_kvm_run().immediate_exit;
+        ImmediateExit(byte.cast())
+    }
+
+    fn set(self, on: bool) {
+        // SAFETY: see the type; the byte is valid and shared with the kernel, hence atomic.
+        unsafe { &*self.0 }.store(u8::from(on), Ordering::SeqCst);
+    }
+}
+
+/// A vCPU that has not started yet.
+#[derive(Debug)]
+pub struct Vcpu {
+    index: u8,
+    fd: VcpuFd,
+    power_on: PowerOn,
+}
+
+impl Vcpu {
+    /// Takes over a new vCPU whose CPUID is set.
+    ///
+    /// # Errors
+    /// Fails when its state can't be read.
+    pub fn new(index: u8, fd: VcpuFd, msr_indices: &[u32]) -> Result<Vcpu, KvmError> {
+        let power_on = PowerOn::of(&fd, msr_indices)?;
+        Ok(Vcpu { index, fd, power_on })
+    }
+
+    /// Puts the vCPU where it begins. Only the boot vCPU (number 0) uses `entry`; the others
+    /// wait for it to start them.
+    ///
+    /// # Errors
+    /// Fails when KVM refuses, or guest memory has no room for the entry's tables.
+    fn reset(&self, memory: &GuestMemory, entry: Entry, first: bool) -> Result<(), KvmError> {
+        if !first {
+            self.power_on.apply(&self.fd)?;
+        }
+        if self.index != 0 || entry == Entry::ResetVector {
+            return Ok(());
+        }
+        let (mut sregs, mut regs) = (self.power_on.sregs, self.power_on.regs);
+        regs::setup(memory, entry, &mut sregs, &mut regs).map_err(|_| KvmError::Call {
+            what: "start a kernel in so little memory",
+            source: kvm_ioctls::Error::new(libc::ENOMEM),
+        })?;
+        self.fd.set_sregs(&sregs).map_err(call("set a vCPU's system registers"))?;
+        self.fd.set_regs(&regs).map_err(call("set a vCPU's registers"))?;
+        msrs::write(&self.fd, &msrs::entries(&msrs::DIRECT_BOOT))?;
+        let runnable = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
+        self.fd.set_mp_state(runnable).map_err(call("make a vCPU runnable"))
+    }
+
+    fn crash(&self, memory: &GuestMemory, cause: String) -> Outcome {
+        Outcome::Crash(CrashReport {
+            vcpu: self.index,
+            cause,
+            registers: describe(&self.fd, memory),
+        })
+    }
+}
+
+/// How a vCPU thread reports that it can't go on. Never blocks.
+pub type Report = Arc<dyn Fn(Outcome) + Send + Sync>;
+
+/// What all vCPU threads share.
+#[derive(Clone)]
+pub struct Surroundings {
+    /// The address spaces behind exits.
+    pub buses: Arc<Buses>,
+    /// Guest memory.
+    pub memory: Arc<GuestMemory>,
+    /// Where outcomes go.
+    pub report: Report,
+}
+
+impl fmt::Debug for Surroundings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Surroundings").field("buses", &self.buses).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct Handle {
+    control: Arc<Control>,
+    immediate_exit: ImmediateExit,
+    vcpu: Arc<Mutex<Vcpu>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// All vCPUs of a machine with their threads. They begin paused.
+#[derive(Debug)]
+pub struct Vcpus {
+    handles: Vec<Handle>,
+    memory: Arc<GuestMemory>,
+}
+
+impl Vcpus {
+    /// Starts the threads, all paused before their first instruction at `entry`.
+    ///
+    /// # Errors
+    /// Fails when a thread can't be had or KVM refuses the entry state.
+    pub fn start(
+        vcpus: Vec<Vcpu>,
+        surroundings: &Surroundings,
+        entry: Entry,
+    ) -> Result<Vcpus, KvmError> {
+        install_kick_handler().map_err(KvmError::Open)?;
+        let mut all =
+            Vcpus { handles: Vec::new(), memory: Arc::clone(&surroundings.memory) };
+        for mut vcpu in vcpus {
+            vcpu.reset(&surroundings.memory, entry, true)?;
+            let immediate_exit = ImmediateExit::of(&mut vcpu.fd);
+            let index = vcpu.index;
+            let vcpu = Arc::new(Mutex::new(vcpu));
+            let control = Arc::new(Control {
+                command: Mutex::new((Command::Pause, false)),
+                changed: Condvar::new(),
+            });
+            let runner = Runner {
+                vcpu: Arc::clone(&vcpu),
+                control: Arc::clone(&control),
+                immediate_exit,
+                surroundings: surroundings.clone(),
+            };
+            let thread = Builder::new()
+                .name(format!("vcpu{index}"))
+                .stack_size(STACK)
+                .spawn(move || runner.main())
+                .map_err(KvmError::Open)?;
+            all.handles.push(Handle { control, immediate_exit, vcpu, thread: Some(thread) });
+        }
+        Ok(all)
+    }
+
+    /// Lets all vCPUs run.
+    pub fn resume(&self) {
+        for handle in &self.handles {
+            let mut command = handle.control.lock();
+            handle.immediate_exit.set(false);
+            command.0 = Command::Run;
+            handle.control.changed.notify_all();
+        }
+    }
+
+    /// Stops all vCPUs between two instructions; returns when none runs.
+    pub fn pause(&self) {
+        for handle in &self.handles {
+            handle.tell(Command::Pause);
+        }
+        for handle in &self.handles {
+            let mut command = handle.control.lock();
+            while !command.1 {
+                command =
+                    handle.control.changed.wait(command).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+
+    /// Returns all vCPUs to the state after power-on, with the boot vCPU at `entry`. They must
+    /// be paused.
+    ///
+    /// # Errors
+    /// Fails when KVM refuses.
+    pub fn reset(&self, entry: Entry) -> Result<(), KvmError> {
+        for handle in &self.handles {
+            let mut vcpu = handle.vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+            // An I/O instruction may be half done; entering KVM to leave at once completes it.
+            handle.immediate_exit.set(true);
+            let _ = vcpu.fd.run();
+            vcpu.reset(&self.memory, entry, false)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Vcpus {
+    fn drop(&mut self) {
+        for handle in &self.handles {
+            handle.tell(Command::Stop);
+        }
+        for handle in &mut self.handles {
+            if let Some(thread) = handle.thread.take() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Handle {
+    /// Gives a command and makes the thread look at it.
+    fn tell(&self, what: Command) {
+        let mut command = self.control.lock();
+        command.0 = what;
+        // Set first, so a thread on its way into KVM leaves again; the signal is for one inside.
+        self.immediate_exit.set(true);
+        self.control.changed.notify_all();
+        if let Some(thread) = &self.thread
+            && !command.1
+        {
+            // SAFETY: the thread is not joined yet, so its pthread is valid.
+            unsafe { libc::pthread_kill(thread.as_pthread_t(), kick_signal()) };
+        }
+    }
+}
+
+/// The body of a vCPU thread.
+struct Runner {
+    vcpu: Arc<Mutex<Vcpu>>,
+    control: Arc<Control>,
+    immediate_exit: ImmediateExit,
+    surroundings: Surroundings,
+}
+
+impl Runner {
+    fn main(self) {
+        while self.wait_for_run() {
+            let outcome = {
+                let mut vcpu = self.vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+                self.run(&mut vcpu)
+            };
+            if let Some(outcome) = outcome {
+                // Parked here until the machine decides; it pauses or stops this vCPU.
+                (self.surroundings.report)(outcome);
+                let mut command = self.control.lock();
+                if command.0 == Command::Run {
+                    command.0 = Command::Pause;
+                }
+            }
+        }
+    }
+
+    /// Waits while paused. `false` means stop.
+    fn wait_for_run(&self) -> bool {
+        let mut command = self.control.lock();
+        loop {
+            match command.0 {
+                Command::Run => {
+                    command.1 = false;
+                    return true;
+                }
+                Command::Stop => return false,
+                Command::Pause => {
+                    command.1 = true;
+                    self.control.changed.notify_all();
+                    command = self
+                        .control
+                        .changed
+                        .wait(command)
+                        .unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+    }
+
+    /// Runs the guest until a command comes (`None`) or the vCPU can't go on.
+    fn run(&self, vcpu: &mut Vcpu) -> Option<Outcome> {
+        let buses = &self.surroundings.buses;
+        let memory = &self.surroundings.memory;
+        loop {
+            let cause = match vcpu.fd.run() {
+                Ok(VcpuExit::IoIn(port, data)) => {
+                    buses.pio.read(u64::from(port), data);
+                    continue;
+                }
+                Ok(VcpuExit::IoOut(port, data)) => {
+                    buses.pio.write(u64::from(port), data);
+                    continue;
+                }
+                Ok(VcpuExit::MmioRead(address, data)) => {
+                    buses.mmio.read(address, data);
+                    continue;
+                }
+                Ok(VcpuExit::MmioWrite(address, data)) => {
+                    buses.mmio.write(address, data);
+                    continue;
+                }
+                Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {
+                    if self.interrupted() {
+                        return None;
+                    }
+                    continue;
+                }
+                Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                    if self.interrupted() {
+                        return None;
+                    }
+                    continue;
+                }
+                Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => {
+                    return Some(Outcome::Reset);
+                }
+                Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => {
+                    return Some(Outcome::PowerOff);
+                }
+                Ok(VcpuExit::Shutdown) => "triple fault".to_owned(),
+                Ok(VcpuExit::FailEntry(reason, _)) => {
+                    format!("the processor refuses the guest's state (reason {reason:#x})")
+                }
+                Ok(VcpuExit::InternalError) => internal_error(&mut vcpu.fd),
+                Ok(other) => format!("KVM left the guest for an unexpected reason: {other:?}"),
+                Err(error) => {
+                    return Some(Outcome::Failed(format!("KVM can't run vCPU {}: {error}", vcpu.index)));
+                }
+            };
+            return Some(vcpu.crash(memory, cause));
+        }
+    }
+
+    fn interrupted(&self) -> bool {
+        let command = self.control.lock();
+        if command.0 == Command::Run {
+            self.immediate_exit.set(false);
+            return false;
+        }
+        true
+    }
+}
+
+fn internal_error(fd: &mut VcpuFd) -> String {
+    let run = fd.get_kvm_run();
+    // SAFETY: the exit reason is KVM_EXIT_INTERNAL_ERROR, so `internal` is the valid member.
+    let internal = unsafe { run.__bindgen_anon_1.internal };
+    let what = match internal.suberror {
+        1 => "an instruction that KVM can't emulate",
+        2 => "two events at once",
+        3 => "an exception while delivering another",
+        4 => "an exit that KVM does not know",
+        _ => "an internal error of KVM",
+    };
+    let len = usize::try_from(internal.ndata).unwrap_or(0).min(internal.data.len());
+    let mut text = format!("{what} (suberror {})", internal.suberror);
+    for word in internal.data.iter().take(len) {
+        let _ = write!(text, " {word:#x}");
+    }
+    text
+}
+
+/// Registers and the code at RIP, for a person.
+fn describe(fd: &VcpuFd, memory: &GuestMemory) -> String {
+    let (Ok(r), Ok(s)) = (fd.get_regs(), fd.get_sregs()) else {
+        return "registers can't be read".to_owned();
+    };
+    let mut text = format!(
+        "rip={:016x} rflags={:08x} cs={:04x} base={:x}\n\
+         rax={:016x} rbx={:016x} rcx={:016x} rdx={:016x}\n\
+         rsi={:016x} rdi={:016x} rbp={:016x} rsp={:016x}\n\
+         r8 ={:016x} r9 ={:016x} r10={:016x} r11={:016x}\n\
+         r12={:016x} r13={:016x} r14={:016x} r15={:016x}\n\
+         cr0={:08x} cr2={:016x} cr3={:016x} cr4={:08x} efer={:04x}\n\
+         gdt={:x}/{:x} idt={:x}/{:x}\ncode at rip:",
+        r.rip, r.rflags, s.cs.selector, s.cs.base, r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rbp,
+        r.rsp, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, s.cr0, s.cr2, s.cr3, s.cr4,
+        s.efer, s.gdt.base, s.gdt.limit, s.idt.base, s.idt.limit
+    );
+    let linear = if s.efer & 1 << 10 == 0 { r.rip.wrapping_add(s.cs.base) } else { r.rip };
+    let mut code = [0; 16];
+    let physical = fd.translate_gva(linear).ok().filter(|t| t.valid != 0).map(|t| t.physical_address);
+    let read = physical.and_then(|address| memory.read(&mut code, GuestAddress(address)).ok());
+    match read {
+        Some(len) => {
+            for byte in code.iter().take(len) {
+                let _ = write!(text, " {byte:02x}");
+            }
+        }
+        None => text.push_str(" not in memory"),
+    }
+    text
+}
+
+/// The signal that takes a vCPU thread out of KVM.
+fn kick_signal() -> libc::c_int {
+    libc::SIGRTMIN()
+}
+
+extern "C" fn on_kick(_: libc::c_int) {}
+
+/// A handler that does nothing: the point is that the system call ends.
+fn install_kick_handler() -> io::Result<()> {
+    // SAFETY: an all-zero sigaction is valid (no flags, empty mask), the handler is async-signal
+    // safe, and SIGRTMIN is ours to use.
+    let result = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_kick as *const () as usize;
+        libc::sigaction(kick_signal(), &raw const action, std::ptr::null_mut())
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,119 @@
+//! Guest RAM: one memfd, mapped below and above the PCI hole.
+//!
+//! A memfd so that RAM can be shared with another process later (vhost-user, live upgrade).
+//! Pages come into being when the guest touches them.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use edgevmm_devices::GuestMemory;
+use nix::errno::Errno;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
+
+use crate::layout::{HIGH_RAM_START, LOW_RAM_END};
+
+/// Why guest RAM could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The memfd could not be made or sized.
+    #[error("Can't reserve {size} bytes of guest memory{}", if *hugepages {
+        " in huge pages; reserve them first: sysctl vm.nr_hugepages=N (see /proc/meminfo)"
+    } else { "" })]
+    Reserve {
+        /// Size in bytes.
+        size: u64,
+        /// Whether huge pages were asked for.
+        hugepages: bool,
+        /// What the kernel said.
+        #[source]
+        source: Errno,
+    },
+    /// The memfd could not be mapped.
+    #[error("Can't map guest memory")]
+    Map(#[source] vm_memory::mmap::MmapRegionError),
+    /// The regions do not fit together.
+    #[error("Guest memory regions do not fit together")]
+    Layout(#[source] vm_memory::GuestRegionCollectionError),
+    /// The size is beyond what this host can address.
+    #[error("{0} bytes of guest memory are beyond what this host can address")]
+    TooLarge(u64),
+}
+
+/// The parts of RAM as (guest-physical start, length), for `size` bytes in all.
+pub fn ram_ranges(size: u64) -> Vec<(u64, u64)> {
+    let low = size.min(LOW_RAM_END);
+    let high = size - low;
+    let mut ranges = vec![(0, low)];
+    if high > 0 {
+        ranges.push((HIGH_RAM_START, high));
+    }
+    ranges
+}
+
+/// Makes guest RAM of `size` bytes.
+///
+/// # Errors
+/// Fails when the host can't give that much, in the form asked for.
+pub fn create(size: u64, hugepages: bool) -> Result<Arc<GuestMemory>, MemoryError> {
+    let memfd = reserve(size, hugepages)
+        .map_err(|source| MemoryError::Reserve { size, hugepages, source })?;
+    let file = Arc::new(File::from(memfd));
+    let mut offset = 0;
+    let mut regions = Vec::new();
+    for (start, len) in ram_ranges(size) {
+        let bytes = usize::try_from(len).map_err(|_| MemoryError::TooLarge(size))?;
+        let mapping = MmapRegionBuilder::new(bytes)
+            .with_file_offset(FileOffset::from_arc(Arc::clone(&file), offset))
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+            .build()
+            .map_err(MemoryError::Map)?;
+        let region = GuestRegionMmap::new(mapping, GuestAddress(start))
+            .ok_or(MemoryError::TooLarge(size))?;
+        regions.push(region);
+        offset += len;
+    }
+    Ok(Arc::new(GuestMemory::from_regions(regions).map_err(MemoryError::Layout)?))
+}
+
+fn reserve(size: u64, hugepages: bool) -> Result<OwnedFd, Errno> {
+    let mut flags = MFdFlags::MFD_CLOEXEC;
+    if hugepages {
+        flags |= MFdFlags::MFD_HUGETLB;
+    }
+    let fd = memfd_create(c"edgevmm-ram", flags)?;
+    let len = libc::off_t::try_from(size).map_err(|_| Errno::EFBIG)?;
+    nix::unistd::ftruncate(&fd, len)?;
+    if hugepages {
+        // Huge pages that are not there would be a SIGBUS at the guest's first touch.
+        nix::fcntl::fallocate(&fd, nix::fcntl::FallocateFlags::empty(), 0, len)?;
+    }
+    Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use vm_memory::{Bytes, GuestMemoryBackend};
+
+    #[test]
+    fn ram_goes_around_the_hole() {
+        assert_eq!(ram_ranges(512 << 20), [(0, 512 << 20)]);
+        assert_eq!(ram_ranges(5 << 30), [(0, LOW_RAM_END), (HIGH_RAM_START, (5 << 30) - LOW_RAM_END)]);
+        assert_eq!(ram_ranges(LOW_RAM_END), [(0, LOW_RAM_END)]);
+    }
+
+    #[test]
+    fn both_parts_are_memory_and_the_hole_is_not() {
+        let memory = create(5 << 30, false).unwrap();
+        for address in [0, LOW_RAM_END - 8, HIGH_RAM_START] {
+            memory.write_obj(0x1234_5678_u64, GuestAddress(address)).unwrap();
+            assert_eq!(memory.read_obj::<u64>(GuestAddress(address)).unwrap(), 0x1234_5678);
+        }
+        assert!(!memory.address_in_range(GuestAddress(LOW_RAM_END)));
+    }
+}
