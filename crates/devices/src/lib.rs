@@ -10,6 +10,8 @@ pub mod console;
 pub mod legacy;
 pub mod pci;
 pub mod platform;
+#[cfg(test)]
+mod testing;
 pub mod virtio;
 
 /// Guest memory as every device sees it.
