@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::ImageFormat;
+
 /// Why a disk could not be opened or a request on it not be done.
 #[derive(Debug, thiserror::Error)]
 pub enum BlockError {
@@ -41,6 +43,110 @@ pub enum BlockError {
         op: &'static str,
         /// The image as the user named it.
         path: String,
+        /// The host's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The name given for an image names nothing.
+    #[error("Disk image {path:?} does not exist; check the path")]
+    Missing {
+        /// The image as the user named it.
+        path: String,
+    },
+    /// The host denies access to an image.
+    #[error("No permission to {access} disk image {path:?}; change its mode or owner{hint}")]
+    Permission {
+        /// The image as the user named it.
+        path: String,
+        /// "read" or "read and write".
+        access: &'static str,
+        /// What else would help, or nothing.
+        hint: &'static str,
+    },
+    /// A directory, socket, pipe or character device was given as an image.
+    #[error("Disk image {path:?} is {kind}; give a regular file or a block device")]
+    NotADisk {
+        /// The image as the user named it.
+        path: String,
+        /// What it is, with its article.
+        kind: &'static str,
+    },
+    /// The image has no bytes.
+    #[error("Disk image {path:?} is empty; a disk needs at least one byte")]
+    Empty {
+        /// The image as the user named it.
+        path: String,
+    },
+    /// The content is recognised as something this crate cannot read.
+    #[error("Disk image {path:?} is {format}, which is not supported yet; {hint}")]
+    UnsupportedFormat {
+        /// The image as the user named it.
+        path: String,
+        /// What the content is, with its article.
+        format: &'static str,
+        /// What to do instead.
+        hint: &'static str,
+    },
+    /// A qcow2 image breaks its format's rules or uses a feature that is not supported.
+    #[error("Cannot use qcow2 image {path:?}: {reason}")]
+    BadImage {
+        /// The image as the user named it.
+        path: String,
+        /// What is wrong and, where there is a remedy, what to do.
+        reason: String,
+    },
+    /// An image names a file below it that the user did not give.
+    #[error(
+        "Disk image {path:?} asks for the backing file {wanted:?}; a file an image names is never \
+         opened by itself, as it could be any file of the host: give backing=PATH if it is wanted"
+    )]
+    BackingNotGiven {
+        /// The image as the user named it.
+        path: String,
+        /// The file the image asks for.
+        wanted: String,
+    },
+    /// The user gave a backing file to an image that has none.
+    #[error(
+        "Disk image {path:?} has no backing file, but {given:?} was given as one; leave it out"
+    )]
+    BackingNotWanted {
+        /// The image as the user named it.
+        path: String,
+        /// The first file given in excess.
+        given: String,
+    },
+    /// A backing file is not of the format expected.
+    #[error("Backing file {path:?} is {found}, but {who} says it is {expected}; {hint}")]
+    BackingFormat {
+        /// The backing file as the user named it.
+        path: String,
+        /// What its content is.
+        found: ImageFormat,
+        /// Who expects something else.
+        who: &'static str,
+        /// What is expected there.
+        expected: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// Somebody else uses the image in a way that excludes this one.
+    #[error("Disk image {path:?} is in use by {holder}; {hint}")]
+    Locked {
+        /// The image as the user named it.
+        path: String,
+        /// Who, such as "process 123".
+        holder: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// The temporary file for a snapshot cannot be made.
+    #[error("Cannot create a temporary file for the snapshot of {path:?} in {dir:?}")]
+    Snapshot {
+        /// The image as the user named it.
+        path: String,
+        /// Directory tried.
+        dir: String,
         /// The host's reason.
         #[source]
         source: io::Error,

@@ -7,13 +7,23 @@
 //! any library reads it, and no file it names is ever opened: the caller hands over every file of
 //! a backing chain. And an image has one writer: every file is locked while it is in use.
 
+mod chain;
 mod error;
+mod host_file;
+mod lock;
 mod open;
+mod probe;
+mod qcow2;
+mod raw;
+mod snapshot;
+mod storage;
 
 use std::fmt::Debug;
+use std::io;
 
 pub use error::BlockError;
-pub use open::{BackingFile, DiskOptions, ImageFormat, open};
+pub use open::{BackingFile, DiskOptions, ImageInfo, info, open, open_path};
+pub use probe::{ImageFormat, probe};
 pub use vm_memory::VolatileSlice;
 
 /// Bytes in one sector, the unit of [`BlockBackend::size`].
@@ -77,4 +87,14 @@ fn check_range(offset: u64, len: u64, size: u64) -> Result<(), BlockError> {
 fn total_len(bufs: &[VolatileSlice<'_>]) -> u64 {
     bufs.iter()
         .fold(0, |sum, buf| sum.saturating_add(buf.len() as u64))
+}
+
+/// Turns the host's reason for a failed request into a [`BlockError`].
+fn io_error(op: &'static str, offset: u64, len: u64) -> impl FnOnce(io::Error) -> BlockError {
+    move |source| BlockError::Io {
+        op,
+        offset,
+        len,
+        source,
+    }
 }

@@ -1,26 +1,23 @@
 //! Opening a disk: which files it is made of, and as which format.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::Arc;
 
-use crate::{BlockBackend, BlockError};
-
-/// How the bytes of an image file make up a disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ImageFormat {
-    /// The file's bytes are the disk's bytes.
-    Raw,
-    /// QEMU copy-on-write, versions 2 and 3.
-    Qcow2,
-}
+use crate::chain::{Layer, open_backing};
+use crate::host_file::{HostFile, check_kind};
+use crate::qcow2::{Kind, Qcow2Disk};
+use crate::raw::RawDisk;
+use crate::{BlockBackend, BlockError, ImageFormat, lock, snapshot};
 
 /// One file below an image, always used read-only.
 #[derive(Debug)]
 pub struct BackingFile {
     /// The file, opened for reading.
     pub file: File,
-    /// Its format; probed if absent.
+    /// Its format; if absent, what the image above says, or else probed.
     pub format: Option<ImageFormat>,
     /// Its name as the user gave it, for messages only.
     pub path_hint: String,
@@ -41,8 +38,8 @@ pub struct DiskOptions {
     pub direct: bool,
     /// The files below the image, the nearest first.
     pub backing: Vec<BackingFile>,
-    /// Keep every write in an unnamed temporary file that dies with the disk; the image itself is
-    /// only read.
+    /// Keep every write in an unnamed temporary file that dies with the disk, in the directory
+    /// that the environment names as `TMPDIR` or in `/var/tmp`; the image itself is only read.
     pub snapshot: bool,
 }
 
@@ -61,11 +58,156 @@ impl DiskOptions {
     }
 }
 
-/// Opens a disk.
+/// What an image is, as told by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageInfo {
+    /// Its format.
+    pub format: ImageFormat,
+    /// Size of the disk in bytes.
+    pub size: u64,
+    /// The file it asks for as its backing file; nothing has opened or looked for it.
+    pub backing: Option<String>,
+    /// The format it says that file has.
+    pub backing_format: Option<String>,
+}
+
+/// Opens a disk and locks its files: the image for one writer, everything below it for readers.
+///
+/// The locks last as long as the files are open. Dropping the last reference to the disk flushes
+/// it.
+///
+/// # Errors
+///
+/// Every variant of [`BlockError`] that is not about a request: the image is of no supported
+/// format, breaks its format's rules, is in use, or does not fit the backing files given.
 pub fn open(options: DiskOptions) -> Result<Arc<dyn BlockBackend>, BlockError> {
-    Err(BlockError::File {
-        op: "open",
-        path: options.path_hint,
-        source: std::io::ErrorKind::Unsupported.into(),
-    })
+    let DiskOptions {
+        file,
+        path_hint,
+        format,
+        read_only,
+        direct,
+        backing,
+        snapshot,
+    } = options;
+    let writable = !read_only && !snapshot;
+    let file = HostFile::new(file, &path_hint, direct)?;
+    lock::lock(&file, writable)?;
+    let top = Layer::new(file, format)?;
+    let backing = open_backing(&top, backing, direct)?;
+    if snapshot && !read_only {
+        let (overlay, cluster) = snapshot::overlay(top.open(backing, false)?, &path_hint)?;
+        return Ok(Arc::new(Qcow2Disk::new(
+            overlay,
+            path_hint,
+            cluster,
+            Kind::Temporary,
+        )));
+    }
+    let Some(header) = top.header.clone() else {
+        let disk = RawDisk::new(top.file, read_only).map_err(|source| BlockError::File {
+            op: "open",
+            path: path_hint,
+            source,
+        })?;
+        return Ok(Arc::new(disk));
+    };
+    let kind = match (read_only, header.version, &backing) {
+        (true, ..) => Kind::ReadOnly,
+        (_, 2, None) => Kind::WritableV2,
+        (_, 2, Some(_)) => Kind::WritableV2Overlay,
+        _ => Kind::Writable,
+    };
+    let image = top.open(backing, writable)?;
+    Ok(Arc::new(Qcow2Disk::new(
+        image,
+        path_hint,
+        header.cluster_size(),
+        kind,
+    )))
+}
+
+/// Tells what an image is, without locking it or opening anything else.
+///
+/// # Errors
+///
+/// As [`open`], as far as the image's header decides.
+pub fn info(file: File, path_hint: &str) -> Result<ImageInfo, BlockError> {
+    let layer = Layer::new(HostFile::new(file, path_hint, false)?, None)?;
+    match layer.header {
+        Some(header) => Ok(ImageInfo {
+            format: ImageFormat::Qcow2,
+            size: header.size,
+            backing: header.backing,
+            backing_format: header.backing_format,
+        }),
+        None => Ok(ImageInfo {
+            format: ImageFormat::Raw,
+            size: layer.file.len().map_err(|source| BlockError::File {
+                op: "examine",
+                path: path_hint.to_owned(),
+                source,
+            })?,
+            backing: None,
+            backing_format: None,
+        }),
+    }
+}
+
+/// Opens a file or block device by name, for use in [`DiskOptions`].
+///
+/// # Errors
+///
+/// [`BlockError::Missing`], [`BlockError::Permission`], [`BlockError::NotADisk`],
+/// [`BlockError::Empty`], or [`BlockError::File`] for whatever else the host says.
+pub fn open_path(path: &Path, writable: bool) -> Result<File, BlockError> {
+    let name = path.display().to_string();
+    // Without O_NONBLOCK, opening a pipe would wait for its other end; files and disks ignore it.
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(writable)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path);
+    let file = match opened {
+        Ok(file) => file,
+        Err(err) => return Err(open_error(path, name, writable, err)),
+    };
+    let failed = |source| BlockError::File {
+        op: "examine",
+        path: name.clone(),
+        source,
+    };
+    let metadata = file.metadata().map_err(failed)?;
+    check_kind(&metadata, &name)?;
+    if metadata.is_file() && metadata.len() == 0 {
+        return Err(BlockError::Empty { path: name });
+    }
+    Ok(file)
+}
+
+/// Explains why a path could not be opened.
+fn open_error(path: &Path, name: String, writable: bool, err: io::Error) -> BlockError {
+    match err.kind() {
+        io::ErrorKind::NotFound => BlockError::Missing { path: name },
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            BlockError::Permission {
+                path: name,
+                access: if writable { "read and write" } else { "read" },
+                hint: if writable {
+                    ", or open it read-only or as a snapshot"
+                } else {
+                    ""
+                },
+            }
+        }
+        // A directory opened for writing, or a socket, fails to open before its kind is known.
+        _ => match std::fs::metadata(path).map(|metadata| check_kind(&metadata, &name)) {
+            Ok(Err(kind)) => kind,
+            _ => BlockError::File {
+                op: "open",
+                path: name,
+                source: err,
+            },
+        },
+    }
 }

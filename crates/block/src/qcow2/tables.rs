@@ -1,0 +1,116 @@
+//! Checks of a qcow2 image's mapping and refcount tables when it is opened.
+//!
+//! They find an image that was cut short, which would otherwise read as zeroes where data is
+//! missing, and refcount blocks listed more than once, by which a small hostile file could make
+//! the search for a free cluster run for hours.
+
+use std::collections::HashSet;
+
+use super::header::{Header, truncated};
+use crate::host_file::HostFile;
+
+/// Where an L1, L2 or refcount table entry points.
+const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
+const L2_COMPRESSED: u64 = 1 << 62;
+const L2_ZERO: u64 = 1;
+/// Bytes of L2 tables looked through: those of 64 GiB of disk with the usual clusters. They are
+/// what a guest's first reads need anyway; more of them would only delay its start.
+const L2_BUDGET: u64 = 8 << 20;
+
+/// Checks all tables of an image; the error says what is wrong.
+pub fn check(file: &HostFile, header: &Header, writable: bool) -> Result<(), String> {
+    let file_len = file.len().map_err(|err| err.to_string())?;
+    let l1 = read_table(file, header.l1_offset, header.l1_entries)?;
+    check_l1(file, header, &l1, file_len)?;
+    if writable {
+        let refcounts = read_table(file, header.refcount_offset, header.refcount_entries)?;
+        check_refcounts(header, &refcounts, file_len)?;
+    }
+    Ok(())
+}
+
+fn check_l1(file: &HostFile, header: &Header, l1: &[u8], file_len: u64) -> Result<(), String> {
+    let cluster = header.cluster_size();
+    let mut budget = L2_BUDGET;
+    let mut l2 = vec![0; usize::try_from(cluster).map_err(|err| err.to_string())?];
+    for entry in entries(l1) {
+        let offset = entry & OFFSET_MASK;
+        if offset == 0 {
+            continue;
+        }
+        check_cluster("L2 table", offset, cluster, file_len)?;
+        let Some(rest) = budget.checked_sub(cluster) else {
+            continue;
+        };
+        budget = rest;
+        file.read_exact(&mut l2, offset)
+            .map_err(|err| err.to_string())?;
+        check_l2(header, &l2, file_len)?;
+    }
+    Ok(())
+}
+
+/// Checks that all data an L2 table refers to begins inside the file. Its last cluster may be
+/// incomplete: nobody has to write the end of a cluster.
+fn check_l2(header: &Header, l2: &[u8], file_len: u64) -> Result<(), String> {
+    // The sector count of compressed data takes the bits above its offset.
+    let compressed_mask = (1 << (62 - (header.cluster_bits - 8))) - 1;
+    for entry in entries(l2) {
+        let offset = if entry & L2_COMPRESSED != 0 {
+            entry & compressed_mask & (OFFSET_MASK | 0x1ff)
+        } else if entry & L2_ZERO != 0 {
+            continue;
+        } else {
+            entry & OFFSET_MASK
+        };
+        if offset >= file_len {
+            return Err(truncated("data", offset, file_len));
+        }
+    }
+    Ok(())
+}
+
+fn check_refcounts(header: &Header, table: &[u8], file_len: u64) -> Result<(), String> {
+    let mut seen = HashSet::new();
+    for entry in entries(table) {
+        let offset = entry & OFFSET_MASK;
+        if offset == 0 {
+            continue;
+        }
+        check_cluster("refcount block", offset, header.cluster_size(), file_len)?;
+        if !seen.insert(offset) {
+            return Err(format!(
+                "its refcount block at offset {offset} is listed twice"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_cluster(what: &str, offset: u64, cluster: u64, file_len: u64) -> Result<(), String> {
+    if !offset.is_multiple_of(cluster) {
+        return Err(format!(
+            "its {what} at offset {offset} does not start at a cluster"
+        ));
+    }
+    match offset.checked_add(cluster) {
+        Some(end) if end <= file_len => Ok(()),
+        _ => Err(truncated(what, offset, file_len)),
+    }
+}
+
+fn read_table(file: &HostFile, offset: u64, count: u32) -> Result<Vec<u8>, String> {
+    // The header's check has bounded the length.
+    let mut table = vec![0; count as usize * 8];
+    file.read_exact(&mut table, offset)
+        .map_err(|err| format!("a table cannot be read: {err}"))?;
+    Ok(table)
+}
+
+fn entries(table: &[u8]) -> impl Iterator<Item = u64> {
+    table
+        .as_chunks()
+        .0
+        .iter()
+        .map(|entry| u64::from_be_bytes(*entry))
+}

@@ -1,0 +1,64 @@
+//! Throw-away overlays: writes go to a file that has no name and dies with the disk.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+
+use imago::qcow2::Qcow2;
+use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder};
+
+use crate::host_file::HostFile;
+use crate::{BlockError, SECTOR_SIZE};
+
+/// Clusters of the overlay, in bytes: small ones copy less around a small write, large ones need
+/// less memory for tables. Measured over 4 KiB random writes.
+const CLUSTER_SIZE: u64 = 16 << 10;
+/// Largest disk for which [`CLUSTER_SIZE`] is used; larger ones get QEMU's usual clusters.
+const MAX_SMALL: u64 = 1 << 40;
+const LARGE_CLUSTER_SIZE: u64 = 64 << 10;
+
+/// Puts an empty overlay over `base` and returns it with its cluster size in bytes.
+pub fn overlay(
+    base: FormatAccess<HostFile>,
+    name: &str,
+) -> Result<(FormatAccess<HostFile>, u64), BlockError> {
+    let size = base.size().next_multiple_of(SECTOR_SIZE);
+    let cluster_size = if size <= MAX_SMALL {
+        CLUSTER_SIZE
+    } else {
+        LARGE_CLUSTER_SIZE
+    };
+    let (file, dir) = temporary_file(name)?;
+    let failed = |source| BlockError::Snapshot {
+        path: name.to_owned(),
+        dir: dir.display().to_string(),
+        source,
+    };
+    let file = HostFile::new(file, "snapshot", false)?;
+    Qcow2::<HostFile>::create_builder(file)
+        .size(size)
+        .cluster_size(usize::try_from(cluster_size).unwrap_or(usize::MAX))
+        .create_open(DenyImplicitOpenGate::default(), |file| {
+            Ok(Qcow2::builder(file).backing(Some(base)).write(true))
+        })
+        .map(|image| (FormatAccess::new(image), cluster_size))
+        .map_err(failed)
+}
+
+/// Opens a file without a name where temporary files of any size may be kept.
+fn temporary_file(name: &str) -> Result<(File, PathBuf), BlockError> {
+    let dir = std::env::var_os("TMPDIR").map_or_else(|| "/var/tmp".into(), PathBuf::from);
+    match OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_TMPFILE)
+        .open(&dir)
+    {
+        Ok(file) => Ok((file, dir)),
+        Err(source) => Err(BlockError::Snapshot {
+            path: name.to_owned(),
+            dir: dir.display().to_string(),
+            source,
+        }),
+    }
+}

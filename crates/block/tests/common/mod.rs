@@ -1,0 +1,188 @@
+//! Helpers of the integration tests: QEMU's tools, a random source, and a disk in memory.
+
+#![allow(dead_code, clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use edgevmm_block::{
+    BackingFile, BlockBackend, BlockError, DiskOptions, ImageFormat, VolatileSlice, open, open_path,
+};
+use tempfile::TempDir;
+
+/// Runs a tool that must succeed and returns its output.
+pub fn run(tool: &str, args: &[&str]) -> String {
+    let output = Command::new(tool)
+        .args(args)
+        .output()
+        .unwrap_or_else(|err| panic!("{tool} is needed by this test (qemu-utils): {err}"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{tool} {args:?}: {text}{errors}");
+    text
+}
+
+/// The bytes of `image` as QEMU sees them.
+pub fn as_qemu_reads(image: &Path, format: &str) -> Vec<u8> {
+    let flat = image.with_extension("flat");
+    run(
+        "qemu-img",
+        &["convert", "-f", format, "-O", "raw", str(image), str(&flat)],
+    );
+    std::fs::read(flat).unwrap()
+}
+
+/// Asserts that QEMU finds neither errors nor leaks.
+pub fn assert_clean(image: &Path) {
+    run("qemu-img", &["check", "-q", "-f", "qcow2", str(image)]);
+}
+
+/// A path as QEMU's tools want it.
+pub fn str(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Creates an image with qemu-img.
+pub fn create(dir: &TempDir, name: &str, options: &[&str], size: u64) -> PathBuf {
+    let path = dir.path().join(name);
+    let size = size.to_string();
+    let mut args = vec!["create", "-q"];
+    args.extend(options);
+    args.extend([str(&path), &size]);
+    run("qemu-img", &args);
+    path
+}
+
+/// Options for the image at `path`, writable, on top of `backing`.
+pub fn options(path: &Path, backing: &[&Path]) -> DiskOptions {
+    let mut options = DiskOptions::new(open_path(path, true).unwrap(), str(path));
+    options.backing = backing
+        .iter()
+        .map(|path| BackingFile {
+            file: open_path(path, false).unwrap(),
+            format: None,
+            path_hint: str(path).to_owned(),
+        })
+        .collect();
+    options
+}
+
+/// Opens the image at `path` for writing on top of `backing`.
+pub fn open_disk(path: &Path, backing: &[&Path]) -> Result<Arc<dyn BlockBackend>, BlockError> {
+    open(options(path, backing))
+}
+
+/// Opens a raw image whatever its content.
+pub fn open_raw(path: &Path) -> Result<Arc<dyn BlockBackend>, BlockError> {
+    open(DiskOptions {
+        format: Some(ImageFormat::Raw),
+        ..options(path, &[])
+    })
+}
+
+/// A small random source (xorshift) whose seed is printed, and can be given as `SEED`.
+#[derive(Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// Seeds from the environment or the clock.
+    pub fn new() -> Self {
+        let seed = match std::env::var("SEED") {
+            Ok(seed) => seed.parse().unwrap(),
+            Err(_) => std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64,
+        };
+        println!("SEED={seed}");
+        Self(seed | 1)
+    }
+
+    /// A number below `bound`.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % bound
+    }
+
+    /// A range of whole sectors within `size` bytes; sometimes long, sometimes up to the end.
+    pub fn range(&mut self, size: u64) -> (u64, u64) {
+        let sectors = size / 512;
+        let start = self.below(sectors);
+        let longest = sectors - start;
+        let len = match self.below(8) {
+            0 => longest,
+            1 => 1 + self.below(longest),
+            _ => 1 + self.below(longest.min(64)),
+        };
+        (start * 512, len.min(4096) * 512)
+    }
+}
+
+/// Cuts `buf` into pieces of random length, as a guest might.
+pub fn pieces<'a>(mut buf: &'a mut [u8], random: &mut Random) -> Vec<VolatileSlice<'a>> {
+    let mut slices = Vec::new();
+    while !buf.is_empty() {
+        let len = buf.len() as u64;
+        let len = if random.below(2) == 0 {
+            len
+        } else {
+            1 + random.below(len)
+        };
+        let (piece, rest) = buf.split_at_mut(len as usize);
+        slices.push(VolatileSlice::from(piece));
+        buf = rest;
+    }
+    slices
+}
+
+/// Reads `len` bytes at `offset`.
+pub fn read(disk: &dyn BlockBackend, offset: u64, len: u64) -> Vec<u8> {
+    let mut buf = vec![0xee; len as usize];
+    disk.read_vectored(&[VolatileSlice::from(&mut buf[..])], offset)
+        .unwrap();
+    buf
+}
+
+/// Writes `data` at `offset`.
+pub fn write(disk: &dyn BlockBackend, offset: u64, data: &[u8]) -> Result<(), BlockError> {
+    let mut data = data.to_vec();
+    disk.write_vectored(&[VolatileSlice::from(&mut data[..])], offset)
+}
+
+/// Does `count` random requests and keeps `model`, the bytes expected on the disk, in step.
+pub fn exercise(disk: &dyn BlockBackend, model: &mut [u8], count: u32, random: &mut Random) {
+    let size = disk.size();
+    assert_eq!(size, model.len() as u64);
+    for step in 0..count {
+        let (offset, len) = random.range(size);
+        let expected = &mut model[offset as usize..(offset + len) as usize];
+        match random.below(12) {
+            0 => disk.flush().unwrap(),
+            1 => {
+                disk.discard(offset, len).unwrap();
+                expected.copy_from_slice(&read(disk, offset, len));
+            }
+            kind @ 2..=3 => {
+                disk.write_zeroes(offset, len, kind == 2).unwrap();
+                expected.fill(0);
+            }
+            4..=5 => assert!(
+                read(disk, offset, len) == expected,
+                "step {step} at {offset}+{len}"
+            ),
+            _ => {
+                for chunk in expected.chunks_mut(8) {
+                    let value = random.below(u64::MAX).to_le_bytes();
+                    chunk.copy_from_slice(&value[..chunk.len()]);
+                }
+                let mut data = expected.to_vec();
+                disk.write_vectored(&pieces(&mut data, random), offset)
+                    .unwrap();
+            }
+        }
+    }
+    assert!(
+        read(disk, 0, size) == model,
+        "the disk differs from the model at the end"
+    );
+}
