@@ -63,7 +63,7 @@ impl fmt::Display for CrashReport {
 }
 
 /// Everything of a vCPU that a reset restores.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct PowerOn {
     regs: kvm_regs,
     sregs: kvm_sregs,

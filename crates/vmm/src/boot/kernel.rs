@@ -1,0 +1,280 @@
+//! A Linux kernel of the user's: ELF by its PVH entry, bzImage by the 64-bit boot protocol.
+//!
+//! PVH: xen.git docs/misc/pvh.pandoc. bzImage: Documentation/arch/x86/boot.rst of Linux.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use edgevmm_devices::GuestMemory;
+use linux_loader::bootparam::{boot_params, setup_header};
+use linux_loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
+use linux_loader::loader::elf::PvhBootCapability;
+use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, ReadVolatile};
+
+use super::BootError;
+use crate::kvm::regs::Entry;
+use crate::layout::{LEGACY_HOLE_END, LOW_RAM_END};
+use crate::tables::e820::{E820Entry, E820Type};
+
+const START_INFO: u64 = 0x6000;
+const MODULE_LIST: u64 = 0x6040;
+const MEMORY_MAP: u64 = 0x6100;
+const BOOT_PARAMS: u64 = 0x7000;
+const COMMAND_LINE: u64 = 0x2_0000;
+/// Room for the command line. Linux takes 2 KiB.
+const COMMAND_LINE_MAX: usize = 4096;
+
+const PVH_MAGIC: u32 = 0x336e_c578;
+const PVH_VERSION: u32 = 1;
+
+/// `type_of_loader`: none of the registered ones.
+const LOADER_UNDEFINED: u8 = 0xff;
+/// `loadflags`: keep the protected-mode code where it was loaded high.
+const LOADED_HIGH: u8 = 1;
+/// `xloadflags`: the kernel has the 64-bit entry point at 0x200.
+const XLF_KERNEL_64: u16 = 1;
+const ENTRY_64: u64 = 0x200;
+/// The entries that the zero page has room for.
+const ZERO_PAGE_E820: usize = 128;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Elf,
+    BzImage,
+}
+
+/// A kernel with its initial RAM disk and command line.
+#[derive(Debug)]
+pub struct Kernel {
+    kernel: Source,
+    kind: Kind,
+    initrd: Option<Source>,
+    command_line: String,
+    memory_map: Vec<E820Entry>,
+    rsdp: u64,
+    /// Written at every load, beside the kernel: (address, bytes).
+    tables: Vec<(u64, Vec<u8>)>,
+}
+
+#[derive(Debug)]
+struct Source {
+    what: &'static str,
+    path: PathBuf,
+    file: File,
+}
+
+impl Source {
+    fn open(what: &'static str, path: &Path) -> Result<Source, BootError> {
+        let path = path.to_path_buf();
+        let file = File::open(&path)
+            .and_then(|f| if f.metadata()?.is_dir() { Err(io::ErrorKind::IsADirectory.into()) } else { Ok(f) })
+            .map_err(|source| BootError::Read { what, path: path.clone(), source })?;
+        Ok(Source { what, path, file })
+    }
+
+    fn error(&self, source: io::Error) -> BootError {
+        BootError::Read { what: self.what, path: self.path.clone(), source }
+    }
+}
+
+/// What the tables of the machine are to a kernel.
+#[derive(Debug)]
+pub struct KernelTables {
+    /// The memory map.
+    pub memory_map: Vec<E820Entry>,
+    /// Address of the ACPI root pointer.
+    pub rsdp: u64,
+    /// ACPI and SMBIOS tables: (address, bytes).
+    pub tables: Vec<(u64, Vec<u8>)>,
+}
+
+impl Kernel {
+    /// Opens a kernel and its initial RAM disk.
+    ///
+    /// # Errors
+    /// Fails when a file can't be read, the kernel is of no known kind, or the command line is
+    /// too long.
+    pub fn open(
+        kernel: &Path,
+        initrd: Option<&Path>,
+        command_line: String,
+        tables: KernelTables,
+    ) -> Result<Kernel, BootError> {
+        let mut kernel = Source::open("kernel", kernel)?;
+        let kind = kind(&mut kernel.file).map_err(|e| kernel.error(e))?;
+        let kind = kind.ok_or_else(|| BootError::UnknownKernel(kernel.path.clone()))?;
+        let initrd = initrd.map(|path| Source::open("initial RAM disk", path)).transpose()?;
+        if command_line.len() >= COMMAND_LINE_MAX {
+            let len = command_line.len();
+            return Err(BootError::CommandLine { len, max: COMMAND_LINE_MAX - 1 });
+        }
+        let KernelTables { memory_map, rsdp, tables } = tables;
+        Ok(Kernel { kernel, kind, initrd, command_line, memory_map, rsdp, tables })
+    }
+
+    pub(super) fn load(&mut self, memory: &GuestMemory) -> Result<Entry, BootError> {
+        for (address, bytes) in &self.tables {
+            write(memory, *address, bytes, "set of firmware tables")?;
+        }
+        let mut line = self.command_line.clone().into_bytes();
+        line.push(0);
+        write(memory, COMMAND_LINE, &line, "kernel command line")?;
+        match self.kind {
+            Kind::Elf => self.load_elf(memory),
+            Kind::BzImage => self.load_bzimage(memory),
+        }
+    }
+
+    fn load_elf(&mut self, memory: &GuestMemory) -> Result<Entry, BootError> {
+        let loaded = self.load_image::<Elf>(memory, None)?;
+        let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
+            return Err(BootError::UnknownKernel(self.kernel.path.clone()));
+        };
+        let initrd = self.load_initrd(memory, loaded.kernel_end, LOW_RAM_END)?;
+        let mut info = hvm_start_info {
+            magic: PVH_MAGIC,
+            version: PVH_VERSION,
+            cmdline_paddr: COMMAND_LINE,
+            rsdp_paddr: self.rsdp,
+            memmap_paddr: MEMORY_MAP,
+            memmap_entries: u32::try_from(self.memory_map.len()).unwrap_or(0),
+            ..Default::default()
+        };
+        if let Some((paddr, size)) = initrd {
+            let module = hvm_modlist_entry { paddr, size, ..Default::default() };
+            write_obj(memory, MODULE_LIST, module)?;
+            info.modlist_paddr = MODULE_LIST;
+            info.nr_modules = 1;
+        }
+        for (index, entry) in (0..).zip(&self.memory_map) {
+            let entry = hvm_memmap_table_entry {
+                addr: entry.address,
+                size: entry.len,
+                type_: entry.kind as u32,
+                reserved: 0,
+            };
+            write_obj(memory, MEMORY_MAP + index * size_of_val(&entry) as u64, entry)?;
+        }
+        write_obj(memory, START_INFO, info)?;
+        Ok(Entry::Pvh { entry: entry.0, start_info: START_INFO })
+    }
+
+    fn load_bzimage(&mut self, memory: &GuestMemory) -> Result<Entry, BootError> {
+        let loaded = self.load_image::<BzImage>(memory, Some(GuestAddress(LEGACY_HOLE_END)))?;
+        let unknown = || BootError::UnknownKernel(self.kernel.path.clone());
+        let header: setup_header = loaded.setup_header.ok_or_else(unknown)?;
+        if header.xloadflags & XLF_KERNEL_64 == 0 {
+            return Err(unknown());
+        }
+        let max = usize::try_from(header.cmdline_size).unwrap_or(usize::MAX);
+        if self.command_line.len() > max {
+            return Err(BootError::CommandLine { len: self.command_line.len(), max });
+        }
+        // The kernel unpacks itself over `init_size` bytes from its preferred address on.
+        let unpacked = header.pref_address.saturating_add(u64::from(header.init_size));
+        let floor = loaded.kernel_end.max(unpacked);
+        let ceiling = u64::from(header.initrd_addr_max).saturating_add(1).min(LOW_RAM_END);
+        let initrd = self.load_initrd(memory, floor, ceiling)?;
+
+        let mut params = boot_params { hdr: header, ..Default::default() };
+        params.hdr.type_of_loader = LOADER_UNDEFINED;
+        params.hdr.loadflags |= LOADED_HIGH;
+        params.hdr.cmd_line_ptr = u32::try_from(COMMAND_LINE).unwrap_or(0);
+        params.acpi_rsdp_addr = self.rsdp;
+        if let Some((address, len)) = initrd {
+            let narrow = |value| u32::try_from(value).map_err(|_| BootError::NoRoom("initial RAM disk"));
+            params.hdr.ramdisk_image = narrow(address)?;
+            params.hdr.ramdisk_size = narrow(len)?;
+        }
+        let count = self.memory_map.len().min(ZERO_PAGE_E820);
+        params.e820_entries = u8::try_from(count).unwrap_or(0);
+        for (slot, entry) in params.e820_table.iter_mut().zip(&self.memory_map) {
+            slot.addr = entry.address;
+            slot.size = entry.len;
+            slot.type_ = entry.kind as u32;
+        }
+        write_obj(memory, BOOT_PARAMS, params)?;
+        let entry = loaded.kernel_load.0 + ENTRY_64;
+        Ok(Entry::Linux64 { entry, boot_params: BOOT_PARAMS })
+    }
+
+    fn load_image<L: KernelLoader>(
+        &mut self,
+        memory: &GuestMemory,
+        at: Option<GuestAddress>,
+    ) -> Result<KernelLoaderResult, BootError> {
+        let above = Some(GuestAddress(LEGACY_HOLE_END));
+        self.kernel.file.seek(SeekFrom::Start(0)).map_err(|e| self.kernel.error(e))?;
+        L::load(memory, at, &mut self.kernel.file, above)
+            .map_err(|source| BootError::LoadKernel { path: self.kernel.path.clone(), source })
+    }
+
+    /// Puts the initial RAM disk as high as it goes in `floor..ceiling`. Gives (address, bytes).
+    fn load_initrd(
+        &mut self,
+        memory: &GuestMemory,
+        floor: u64,
+        ceiling: u64,
+    ) -> Result<Option<(u64, u64)>, BootError> {
+        const PAGE: u64 = 4096;
+        let Some(initrd) = &mut self.initrd else { return Ok(None) };
+        let no_room = BootError::NoRoom("initial RAM disk");
+        let len = initrd.file.metadata().map_err(|e| initrd.error(e))?.len();
+        let low_end = memory
+            .iter()
+            .map(vm_memory::GuestMemoryRegion::last_addr)
+            .map(|last| last.0 + 1)
+            .filter(|end| *end <= LOW_RAM_END)
+            .max()
+            .unwrap_or(0);
+        let end = self.memory_map.iter().filter(|e| e.kind == E820Type::Ram);
+        let end = end.map(|e| e.address + e.len).filter(|end| *end <= low_end).max().unwrap_or(0);
+        let start = end.min(ceiling).checked_sub(len).map(|start| start / PAGE * PAGE);
+        let Some(start) = start.filter(|start| *start >= floor) else { return Err(no_room) };
+        let Ok(bytes) = usize::try_from(len) else { return Err(no_room) };
+        let Ok(mut target) = memory.get_slice(GuestAddress(start), bytes) else {
+            return Err(no_room);
+        };
+        initrd.file.seek(SeekFrom::Start(0)).map_err(|e| initrd.error(e))?;
+        initrd
+            .file
+            .read_exact_volatile(&mut target)
+            .map_err(|e| initrd.error(io::Error::other(e)))?;
+        Ok(Some((start, len)))
+    }
+}
+
+/// Tells an ELF file from a bzImage by their magic numbers.
+fn kind(file: &mut File) -> io::Result<Option<Kind>> {
+    let mut head = Vec::new();
+    file.seek(SeekFrom::Start(0))?;
+    file.take(0x206).read_to_end(&mut head)?;
+    Ok(if head.starts_with(b"\x7fELF") {
+        Some(Kind::Elf)
+    } else if head.get(0x202..0x206) == Some(b"HdrS") {
+        Some(Kind::BzImage)
+    } else {
+        None
+    })
+}
+
+fn write(
+    memory: &GuestMemory,
+    address: u64,
+    bytes: &[u8],
+    what: &'static str,
+) -> Result<(), BootError> {
+    memory.write_slice(bytes, GuestAddress(address)).map_err(|_| BootError::NoRoom(what))
+}
+
+fn write_obj<T: vm_memory::ByteValued>(
+    memory: &GuestMemory,
+    address: u64,
+    value: T,
+) -> Result<(), BootError> {
+    memory
+        .write_obj(value, GuestAddress(address))
+        .map_err(|_| BootError::NoRoom("set of boot parameters"))
+}
