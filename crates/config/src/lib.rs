@@ -7,6 +7,7 @@ mod console;
 mod cpu;
 mod disk;
 mod mac;
+mod name;
 mod net;
 mod size;
 
@@ -19,6 +20,7 @@ pub use console::{ConsoleConfig, ConsoleDevice, ConsoleOutput};
 pub use cpu::{CpuConfig, MemoryConfig};
 pub use disk::{DiskConfig, DiskFormat};
 pub use mac::{MacAddr, MacAddrError};
+pub use name::{MAX_NAME_LEN, NameError, check_name, name_from};
 pub use net::{
     NetBackendConfig, NetConfig, NetConfigError, PortForward, PortForwardError, Protocol,
 };
