@@ -7,10 +7,10 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use common::{
-    Random, as_qemu_reads, assert_clean, create, exercise, open_disk, open_raw, read, run, str,
-    write,
+    Random, as_qemu_reads, assert_clean, create, exercise, open_disk, open_free, open_raw, options,
+    read, run, str, write,
 };
-use edgevmm_block::{DiskOptions, VolatileSlice, open};
+use edgevmm_block::{DiskOptions, VolatileSlice};
 use tempfile::TempDir;
 
 const SIZE: u64 = 9 << 20;
@@ -36,8 +36,8 @@ fn compare(image: &Path, format: &str, backing: &[&Path], random: &mut Random) {
 }
 
 /// A base image with some data and some holes.
-fn base(dir: &TempDir, name: &str, options: &[&str]) -> PathBuf {
-    let image = create(dir, name, options, SIZE - (1 << 20));
+fn base(dir: &TempDir, name: &str, args: &[&str]) -> PathBuf {
+    let image = create(dir, name, args, SIZE - (1 << 20));
     run(
         "qemu-io",
         &[
@@ -183,9 +183,11 @@ fn images_marked_dirty_can_be_read() {
     bytes[79] |= 3;
     std::fs::write(&image, &bytes).unwrap();
 
-    let mut options = common::options(&image, &[]);
-    options.read_only = true;
-    let disk = open(options).unwrap();
+    let disk = open_free(|| DiskOptions {
+        read_only: true,
+        ..options(&image, &[])
+    })
+    .unwrap();
     assert!(read(&*disk, 0, disk.size()) == model);
     assert!(
         std::fs::read(&image).unwrap() == bytes,
@@ -199,7 +201,7 @@ fn several_threads_at_once() {
     const STRIPE: u64 = 3 * 512;
     let dir = TempDir::new().unwrap();
     let below = base(&dir, "below", &["-f", "raw"]);
-    let options = [
+    let args = [
         "-f",
         "qcow2",
         "-o",
@@ -209,7 +211,7 @@ fn several_threads_at_once() {
         "-b",
         str(&below),
     ];
-    let image = create(&dir, "image", &options, SIZE);
+    let image = create(&dir, "image", &args, SIZE);
     let seed = Random::new().below(1 << 40);
     let disk = open_disk(&image, &[&below]).unwrap();
     std::thread::scope(|scope| {
@@ -220,11 +222,11 @@ fn several_threads_at_once() {
                 // Stripes of different threads share clusters; each is written, some zeroed.
                 for stripe in (thread..SIZE / STRIPE).step_by(THREADS as usize) {
                     write(disk, stripe * STRIPE, &fill).unwrap();
-                    if (stripe ^ seed) % 5 == 0 {
+                    if (stripe ^ seed).is_multiple_of(5) {
                         disk.write_zeroes(stripe * STRIPE, STRIPE, stripe % 2 == 0)
                             .unwrap();
                     }
-                    if (stripe ^ seed) % 97 == 0 {
+                    if (stripe ^ seed).is_multiple_of(97) {
                         disk.flush().unwrap();
                     }
                 }
@@ -235,7 +237,7 @@ fn several_threads_at_once() {
     assert_clean(&image);
     let bytes = as_qemu_reads(&image, "qcow2");
     for stripe in 0..SIZE / STRIPE {
-        let zeroed = (stripe ^ seed) % 5 == 0;
+        let zeroed = (stripe ^ seed).is_multiple_of(5);
         let expected = if zeroed {
             0
         } else {
@@ -257,9 +259,9 @@ fn direct_io_realigns_what_the_host_would_refuse() {
     let mut random = Random::new();
     for format in ["raw", "qcow2"] {
         let image = create(&dir, format, &["-f", format], SIZE);
-        let disk = open(DiskOptions {
+        let disk = open_free(|| DiskOptions {
             direct: true,
-            ..common::options(&image, &[])
+            ..options(&image, &[])
         })
         .unwrap();
         let mut model = vec![0; SIZE as usize];

@@ -71,6 +71,10 @@ impl Header {
                 "its clusters would be 2^{cluster_bits} bytes, outside of 512 bytes to 2 MiB"
             ));
         }
+        // Only the cluster the header is in counts, however much was read.
+        let head = head
+            .get(..1 << cluster_bits)
+            .ok_or_else(|| format!("it is truncated: the file has {file_len} bytes"))?;
         match u32_at(head, 32)? {
             0 => {}
             1 => return Err(encrypted("AES")),
@@ -82,8 +86,6 @@ impl Header {
         } else {
             check_features(head)?
         };
-        // Only the cluster the header is in counts, however much was read.
-        let head = head.get(..1 << cluster_bits).unwrap_or(head);
         let backing = backing_name(head)?;
         let backing_format = extensions(head, version)?;
         let header = Self {

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use edgevmm_block::{
     BackingFile, BlockBackend, BlockError, DiskOptions, ImageFormat, VolatileSlice, open, open_path,
@@ -28,14 +29,26 @@ pub fn as_qemu_reads(image: &Path, format: &str) -> Vec<u8> {
     let flat = image.with_extension("flat");
     run(
         "qemu-img",
-        &["convert", "-f", format, "-O", "raw", str(image), str(&flat)],
+        &[
+            "convert",
+            "-U",
+            "-f",
+            format,
+            "-O",
+            "raw",
+            str(image),
+            str(&flat),
+        ],
     );
     std::fs::read(flat).unwrap()
 }
 
 /// Asserts that QEMU finds neither errors nor leaks.
 pub fn assert_clean(image: &Path) {
-    run("qemu-img", &["check", "-q", "-f", "qcow2", str(image)]);
+    run(
+        "qemu-img",
+        &["check", "-U", "-q", "-f", "qcow2", str(image)],
+    );
 }
 
 /// A path as QEMU's tools want it.
@@ -68,17 +81,31 @@ pub fn options(path: &Path, backing: &[&Path]) -> DiskOptions {
     options
 }
 
-/// Opens the image at `path` for writing on top of `backing`.
+/// Opens the image at `path`, which nobody uses any more, for writing on top of `backing`.
 pub fn open_disk(path: &Path, backing: &[&Path]) -> Result<Arc<dyn BlockBackend>, BlockError> {
-    open(options(path, backing))
+    open_free(|| options(path, backing))
 }
 
 /// Opens a raw image whatever its content.
 pub fn open_raw(path: &Path) -> Result<Arc<dyn BlockBackend>, BlockError> {
-    open(DiskOptions {
+    open_free(|| DiskOptions {
         format: Some(ImageFormat::Raw),
         ..options(path, &[])
     })
+}
+
+/// Opens a disk that nobody uses any more; the error is of no lock unless that stays.
+///
+/// Another test that starts a tool shares all open files, and so their locks, with its child
+/// until that becomes the tool; so a lock may outlive its disk for a moment.
+pub fn open_free(options: impl Fn() -> DiskOptions) -> Result<Arc<dyn BlockBackend>, BlockError> {
+    for _ in 0..50 {
+        match open(options()) {
+            Err(BlockError::Locked { .. }) => std::thread::sleep(Duration::from_millis(10)),
+            done => return done,
+        }
+    }
+    open(options())
 }
 
 /// A small random source (xorshift) whose seed is printed, and can be given as `SEED`.

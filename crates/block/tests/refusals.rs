@@ -1,0 +1,455 @@
+//! What is refused, and in which words.
+
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+mod common;
+
+use std::error::Error;
+use std::fs::{File, OpenOptions, Permissions};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::Path;
+
+use common::{Random, create, open_disk, open_free, open_raw, options, read, run, str, write};
+use edgevmm_block::{
+    BlockBackend, BlockError, DiskOptions, ImageFormat, info, open, open_path, probe,
+};
+use tempfile::TempDir;
+
+const SIZE: u64 = 9 << 20;
+
+/// The error of opening `path`, with its causes, as a program prints it.
+fn refusal(path: &Path, backing: &[&Path]) -> String {
+    let err = open_disk(path, backing).expect_err("the image must be refused");
+    let mut text = err.to_string();
+    let mut cause = err.source();
+    while let Some(err) = cause {
+        text = format!("{text}: {err}");
+        cause = err.source();
+    }
+    text
+}
+
+fn assert_says(text: &str, words: &[&str]) {
+    for word in words {
+        assert!(text.contains(word), "{text:?} does not say {word:?}");
+    }
+    assert!(!text.contains('\n'), "{text:?} is more than one line");
+}
+
+fn filled(dir: &TempDir, name: &str, args: &[&str]) -> std::path::PathBuf {
+    let image = create(dir, name, args, SIZE);
+    run("qemu-io", &["-c", "write -P 0x11 0 9m", str(&image)]);
+    image
+}
+
+#[test]
+fn paths_that_are_no_disks() {
+    let dir = TempDir::new().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let says = |path: &Path, writable, words: &[&str]| {
+        assert_says(&open_path(path, writable).unwrap_err().to_string(), words);
+    };
+    says(&path("none"), false, &["none", "does not exist"]);
+    says(dir.path(), false, &["is a directory"]);
+    says(dir.path(), true, &["is a directory"]);
+    says(Path::new("/dev/null"), false, &["is a character device"]);
+    let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+    says(&path("socket"), false, &["is a socket"]);
+    run("mkfifo", &[str(&path("pipe"))]);
+    says(&path("pipe"), false, &["is a pipe"]);
+    File::create(path("empty")).unwrap();
+    says(&path("empty"), false, &["is empty"]);
+}
+
+#[test]
+fn denied_permission() {
+    let dir = TempDir::new().unwrap();
+    let image = create(&dir, "a", &["-f", "raw"], SIZE);
+    std::fs::set_permissions(&image, Permissions::from_mode(0)).unwrap();
+    // Root may open anything; then there is nothing to refuse.
+    match open_path(&image, true) {
+        Err(err) => assert_says(&err.to_string(), &["No permission to read and write"]),
+        Ok(_) => assert!(nix::unistd::Uid::effective().is_root()),
+    }
+}
+
+#[test]
+fn formats_that_are_not_supported() {
+    let dir = TempDir::new().unwrap();
+    for (format, args, name) in [
+        ("vmdk", &[][..], "VMDK"),
+        ("vpc", &[], "VHD"),
+        ("vhdx", &[], "VHDX"),
+        ("vdi", &[], "VDI"),
+        ("qed", &[], "QED"),
+        ("qcow", &[], "qcow version 1"),
+        (
+            "luks",
+            &[
+                "--object",
+                "secret,id=s,data=x",
+                "-o",
+                "key-secret=s,iter-time=10",
+            ],
+            "LUKS",
+        ),
+    ] {
+        let mut all = vec!["-f", format];
+        all.extend(args);
+        let image = create(&dir, format, &all, SIZE);
+        assert_says(
+            &refusal(&image, &[]),
+            &[name, "not supported yet", "qemu-img convert"],
+        );
+        // The user may insist.
+        open_raw(&image).unwrap();
+    }
+    let packed = dir.path().join("packed");
+    std::fs::write(&packed, b"\x1f\x8b\x08\0some data").unwrap();
+    assert_says(&refusal(&packed, &[]), &["compressed with gzip", "unpack"]);
+}
+
+#[test]
+fn probing_goes_by_content() {
+    let dir = TempDir::new().unwrap();
+    let qcow2 = create(&dir, "disk.raw", &["-f", "qcow2"], SIZE);
+    let raw = create(&dir, "disk.qcow2", &["-f", "raw"], SIZE);
+    assert_eq!(
+        probe(&File::open(qcow2).unwrap()).unwrap(),
+        ImageFormat::Qcow2
+    );
+    assert_eq!(probe(&File::open(raw).unwrap()).unwrap(), ImageFormat::Raw);
+}
+
+#[test]
+fn features_that_are_not_supported() {
+    let dir = TempDir::new().unwrap();
+    let secret = ["--object", "secret,id=s,data=x", "-o"];
+    for (name, args, words) in [
+        (
+            "extended",
+            &["-o", "extended_l2=on"][..],
+            &["extended L2"][..],
+        ),
+        ("zstd", &["-o", "compression_type=zstd"], &["zstd"]),
+        (
+            "luks",
+            &[
+                secret[0],
+                secret[1],
+                secret[2],
+                "encrypt.format=luks,encrypt.key-secret=s",
+            ],
+            &["encrypted (LUKS)"],
+        ),
+    ] {
+        let mut all = vec!["-f", "qcow2"];
+        all.extend(args);
+        let image = create(&dir, name, &all, SIZE);
+        assert_says(&refusal(&image, &[]), words);
+        assert_says(
+            &refusal(&image, &[]),
+            &["not supported", "qemu-img convert"],
+        );
+    }
+}
+
+#[test]
+fn a_data_file_is_never_opened() {
+    let dir = TempDir::new().unwrap();
+    let data = dir.path().join("data");
+    let option = format!("data_file={}", str(&data));
+    let image = create(&dir, "image", &["-f", "qcow2", "-o", &option], SIZE);
+    assert_says(&refusal(&image, &[]), &["external file", "not supported"]);
+}
+
+#[test]
+fn a_backing_file_is_never_opened_unasked() {
+    let dir = TempDir::new().unwrap();
+    let below = create(&dir, "below", &["-f", "raw"], SIZE);
+    let image = create(
+        &dir,
+        "image",
+        &["-f", "qcow2", "-F", "raw", "-b", str(&below)],
+        SIZE,
+    );
+    assert_says(
+        &refusal(&image, &[]),
+        &[str(&below), "backing=PATH", "never opened"],
+    );
+    // Not even as a snapshot, or below another image.
+    let top = create(
+        &dir,
+        "top",
+        &["-f", "qcow2", "-F", "qcow2", "-b", str(&image)],
+        SIZE,
+    );
+    assert_says(
+        &refusal(&top, &[&image]),
+        &[str(&image), str(&below), "backing=PATH"],
+    );
+    let mut snapshot = options(&image, &[]);
+    snapshot.snapshot = true;
+    assert!(matches!(
+        open(snapshot),
+        Err(BlockError::BackingNotGiven { .. })
+    ));
+    let told = info(File::open(&image).unwrap(), "image").unwrap();
+    assert_eq!((told.format, told.size), (ImageFormat::Qcow2, SIZE));
+    assert_eq!(told.backing.as_deref(), Some(str(&below)));
+    assert_eq!(told.backing_format.as_deref(), Some("raw"));
+}
+
+#[test]
+fn a_backing_file_that_does_not_fit() {
+    let dir = TempDir::new().unwrap();
+    let raw = create(&dir, "raw", &["-f", "raw"], SIZE);
+    let qcow2 = create(&dir, "qcow2", &["-f", "qcow2"], SIZE);
+    assert_says(
+        &refusal(&qcow2, &[&raw]),
+        &["has no backing file", str(&raw)],
+    );
+
+    let over_qcow2 = create(
+        &dir,
+        "a",
+        &["-f", "qcow2", "-F", "qcow2", "-b", str(&qcow2)],
+        SIZE,
+    );
+    assert_says(
+        &refusal(&over_qcow2, &[&raw]),
+        &["is raw", "the image above it", "qcow2"],
+    );
+
+    // The guest of the raw disk has made it look like qcow2: it stays raw.
+    let over_raw = create(
+        &dir,
+        "b",
+        &["-f", "qcow2", "-F", "raw", "-b", str(&raw)],
+        SIZE,
+    );
+    std::fs::copy(&qcow2, &raw).unwrap();
+    let disk = open_disk(&over_raw, &[&raw]).unwrap();
+    assert_eq!(&read(&*disk, 0, 512)[..4], b"QFI\xfb");
+    drop(disk);
+
+    let mut as_qcow2 = options(&over_raw, &[&raw]);
+    as_qcow2.backing[0].format = Some(ImageFormat::Qcow2);
+    assert!(matches!(
+        open(as_qcow2),
+        Err(BlockError::BackingFormat { .. })
+    ));
+}
+
+#[test]
+fn truncated_images() {
+    let dir = TempDir::new().unwrap();
+    let image = filled(&dir, "image", &["-f", "qcow2"]);
+    let len = std::fs::metadata(&image).unwrap().len();
+    open_disk(&image, &[]).unwrap();
+    let file = OpenOptions::new().write(true).open(&image).unwrap();
+    for cut in [
+        len - (2 << 20),
+        5 << 16,
+        4 << 16,
+        3 << 16,
+        2 << 16,
+        1 << 16,
+        300,
+        40,
+        5,
+    ] {
+        file.set_len(cut).unwrap();
+        assert_says(&refusal(&image, &[]), &["truncated"]);
+    }
+}
+
+#[test]
+fn images_that_must_not_be_written() {
+    let dir = TempDir::new().unwrap();
+    let image = filled(&dir, "image", &["-f", "qcow2"]);
+    let file = OpenOptions::new().write(true).open(&image).unwrap();
+    for (bits, words) in [(1, ["not closed cleanly"]), (2, ["marked as corrupt"])] {
+        file.write_all_at(&[bits], 79).unwrap();
+        assert_says(&refusal(&image, &[]), &words);
+        assert_says(&refusal(&image, &[]), &["qemu-img check -r all"]);
+    }
+}
+
+#[test]
+fn a_second_writer() {
+    let dir = TempDir::new().unwrap();
+    for format in ["raw", "qcow2"] {
+        let image = filled(&dir, format, &["-f", format]);
+        let read_only = || {
+            open_free(|| DiskOptions {
+                read_only: true,
+                ..options(&image, &[])
+            })
+        };
+        let disk = open_disk(&image, &[]).unwrap();
+        assert_says(&refusal(&image, &[]), &["in use", "stop that one"]);
+        assert!(matches!(read_only(), Err(BlockError::Locked { .. })));
+        drop(disk);
+        let first = read_only().unwrap();
+        let _second = read_only().unwrap();
+        assert!(matches!(
+            open_disk(&image, &[]),
+            Err(BlockError::Locked { .. })
+        ));
+        assert!(first.read_only());
+    }
+}
+
+#[test]
+fn qemu_and_this_crate_respect_each_other() {
+    let dir = TempDir::new().unwrap();
+    let image = filled(&dir, "image", &["-f", "qcow2"]);
+    let disk = open_disk(&image, &[]).unwrap();
+    let qemu = std::process::Command::new("qemu-io")
+        .args(["-f", "qcow2", "-c", "write 0 512", str(&image)])
+        .output()
+        .unwrap();
+    assert!(!qemu.status.success(), "QEMU writes to an image in use");
+    drop(disk);
+
+    let mut qemu = std::process::Command::new("qemu-io")
+        .args(["-f", "qcow2", str(&image)])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let holder = format!("process {}", qemu.id());
+    let text = (0..100)
+        .find_map(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            open_disk(&image, &[]).err()
+        })
+        .expect("an image in use by QEMU must be refused")
+        .to_string();
+    assert_says(&text, &["in use by", &holder]);
+    drop(qemu.stdin.take());
+    qemu.wait().unwrap();
+}
+
+#[test]
+fn requests_outside_of_the_disk() {
+    let dir = TempDir::new().unwrap();
+    for format in ["raw", "qcow2"] {
+        let image = create(&dir, format, &["-f", format], SIZE);
+        let disk = open_disk(&image, &[]).unwrap();
+        for (offset, len) in [
+            (SIZE, 512),
+            (SIZE - 512, 1024),
+            (u64::MAX - 511, 512),
+            (0, SIZE + 1),
+        ] {
+            let outside = |done| matches!(done, Err(BlockError::OutOfRange { .. }));
+            let mut buf = vec![0; len as usize];
+            let bufs = [edgevmm_block::VolatileSlice::from(&mut buf[..])];
+            assert!(outside(disk.read_vectored(&bufs, offset)));
+            assert!(outside(disk.write_vectored(&bufs, offset)));
+            assert!(outside(disk.discard(offset, len)));
+            assert!(outside(disk.write_zeroes(offset, len, true)));
+        }
+        assert!(disk.discard(1, u64::MAX).is_err());
+    }
+}
+
+#[test]
+fn changes_of_a_read_only_disk() {
+    let dir = TempDir::new().unwrap();
+    for format in ["raw", "qcow2"] {
+        let image = filled(&dir, format, &["-f", format]);
+        let before = std::fs::read(&image).unwrap();
+        let disk = open_free(|| DiskOptions {
+            read_only: true,
+            ..options(&image, &[])
+        })
+        .unwrap();
+        let refused = |done| matches!(done, Err(BlockError::ReadOnly));
+        assert!(refused(write(&*disk, 0, &[1; 512])));
+        assert!(refused(disk.discard(0, 512)));
+        assert!(refused(disk.write_zeroes(0, 512, true)));
+        assert_eq!(disk.limits().discard_granularity, 0);
+        disk.flush().unwrap();
+        drop(disk);
+        assert!(std::fs::read(&image).unwrap() == before);
+    }
+}
+
+/// Whatever an image's metadata says, this process neither panics nor runs away.
+#[test]
+fn damaged_metadata_does_no_harm() {
+    let dir = TempDir::new().unwrap();
+    let below = create(&dir, "below", &["-f", "raw"], 1 << 20);
+    let args = [
+        "-f",
+        "qcow2",
+        "-o",
+        "cluster_size=512",
+        "-F",
+        "raw",
+        "-b",
+        str(&below),
+    ];
+    let image = create(&dir, "image", &args, 1 << 20);
+    run(
+        "qemu-io",
+        &[
+            "-c",
+            "write -P 1 0 100k",
+            "-c",
+            "write -P 2 512k 9k",
+            str(&image),
+        ],
+    );
+    run("qemu-img", &["snapshot", "-c", "s", str(&image)]);
+    run("qemu-io", &["-c", "write -P 3 50k 10k", str(&image)]);
+    let good = std::fs::read(&image).unwrap();
+    let mut random = Random::new();
+    let mut opened = 0;
+    for _ in 0..300 {
+        let mut bytes = good.clone();
+        for _ in 0..1 + random.below(6) {
+            // Headers and tables are mostly near the beginning.
+            let bound = [112, 4096, 16384, good.len() as u64][random.below(4) as usize];
+            let at = random.below(bound) as usize;
+            bytes[at] = match random.below(3) {
+                0 => random.below(256) as u8,
+                1 => bytes[at] ^ (1 << random.below(8)),
+                _ => [0, 0xff, 0x80, 1][random.below(4) as usize],
+            };
+        }
+        std::fs::write(&image, &bytes).unwrap();
+        let Ok(disk) = open(DiskOptions {
+            format: Some(ImageFormat::Qcow2),
+            ..options(&image, &[&below])
+        }) else {
+            continue;
+        };
+        opened += 1;
+        attack(&*disk, &mut random);
+    }
+    assert!(opened > 30, "too few images got past the checks ({opened})");
+}
+
+/// Requests of every kind, whose failure is no matter.
+fn attack(disk: &dyn BlockBackend, random: &mut Random) {
+    let size = disk.size().min(1 << 20);
+    if size < 512 {
+        return;
+    }
+    let mut buf = vec![0; 4096 * 512];
+    for _ in 0..40 {
+        let (offset, len) = random.range(size);
+        let bufs = [edgevmm_block::VolatileSlice::from(&mut buf[..len as usize])];
+        let _ = match random.below(6) {
+            0 => disk.discard(offset, len),
+            1 => disk.write_zeroes(offset, len, random.below(2) == 0),
+            2 => disk.flush(),
+            3 => disk.read_vectored(&bufs, offset),
+            _ => disk.write_vectored(&bufs, offset),
+        };
+    }
+}
