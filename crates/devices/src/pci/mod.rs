@@ -1,17 +1,70 @@
-//! PCI: functions, their configuration space, and the host bridge that reaches them.
+//! PCI: one bus of functions, their configuration space, and the host bridge that reaches them.
+//!
+//! PCI Local Bus 3.0 as far as a driver can see it; configuration space by ports 0xcf8/0xcfc
+//! and by ECAM. Left out: bridges, multi-function devices, I/O and 64-bit BARs, expansion ROMs,
+//! PCI Express capabilities, power management and hot plug. COMMAND's bus master bit is storage:
+//! it does not keep a device from guest memory.
+//!
+//! # Locks
+//! A vCPU thread that reads configuration space takes no lock at all. One that writes it, or
+//! that accesses a BAR, takes the lock of the one function concerned; while holding it the host
+//! may take the lock of its table of decoded BARs, never the other way round. A function may
+//! wait for its device's thread with its lock held, so no device thread may take a function's
+//! lock: devices talk back through [`crate::virtio::Notifier`], which takes none.
+
+mod bridge;
+pub mod config_memory;
+pub mod config_space;
+mod dword;
+mod fronts;
+mod host;
+pub mod msix;
+
+pub use fronts::{PciConfigPorts, PciEcam, PciWindow};
+pub use host::{PciHost, PciHostState, PciSlot};
+
+use std::io;
+
+/// Why a PCI function can't be had.
+#[derive(Debug, thiserror::Error)]
+pub enum PciError {
+    /// The memory of configuration space can't be had.
+    #[error("Failed to map memory for PCI configuration space")]
+    ConfigMemory(#[source] io::Error),
+    /// There is no such slot.
+    #[error("The PCI bus has no slot {0}")]
+    NoSuchSlot(u8),
+    /// Another function has the slot.
+    #[error("Slot {0} of the PCI bus is taken")]
+    SlotTaken(u8),
+    /// The capabilities don't fit.
+    #[error("Capability {0:#x} does not fit into PCI configuration space")]
+    NoRoomForCapability(u8),
+    /// The BAR's number, size or address is invalid, or it exists already.
+    #[error("BAR {bar} can't be {len:#x} bytes at {address:#x}")]
+    InvalidBar {
+        /// BAR index.
+        bar: u8,
+        /// Length in bytes.
+        len: u32,
+        /// Initial address.
+        address: u32,
+    },
+    /// More MSI-X vectors than the specification allows, or none.
+    #[error("A function can't have {0} MSI-X vectors")]
+    InvalidVectorCount(u16),
+}
 
 /// A PCI function as the host bridge sees it.
 ///
-/// Configuration reads have no side effects: they are answered from the function's 4 KiB of
-/// configuration space, which the VMM may also map into the guest read-only.
+/// Configuration reads have no side effects. They are answered from the function's page of
+/// [`config_memory::ConfigMemory`], which the VMM may also map into the guest read-only, and so
+/// never reach the function.
 pub trait PciFunction: Send {
-    /// Reads `data.len()` bytes (1, 2 or 4) of configuration space.
-    fn config_read(&self, offset: u16, data: &mut [u8]);
-
-    /// Writes `data` (1, 2 or 4 bytes) to configuration space.
+    /// Writes `data` to configuration space: 1 to 4 bytes within one aligned dword.
     fn config_write(&mut self, offset: u16, data: &[u8]);
 
-    /// The memory BARs that are decoded now: (BAR index, guest-physical base, length).
+    /// The memory BARs that are decoded now.
     fn decoded(&self) -> DecodedBars;
 
     /// Reads from a memory BAR. `data` comes filled with ones.

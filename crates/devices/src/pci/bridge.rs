@@ -1,0 +1,61 @@
+//! The host bridge at 00:00.0: what firmware wants to see of an Intel Q35 (MCH).
+//!
+//! PAM and PCIEXBAR are plain storage. The memory they would shadow is always RAM, and ECAM is
+//! decoded at a fixed address, the one that SeaBIOS programs; moving it has no effect.
+
+use super::config_space::{ConfigSpace, ConfigSpaceBuilder, ConfigSpaceState, Identity};
+use super::{DecodedBars, PciFunction, PciSlot};
+
+/// SeaBIOS recognises the machine by the device and looks for fw_cfg only with this subsystem.
+const IDENTITY: Identity = Identity {
+    vendor: 0x8086,
+    device: 0x29c0,
+    subsystem_vendor: 0x1af4,
+    subsystem: 0x1100,
+    class: 0x06_0000,
+    revision: 0,
+};
+
+/// PCIEXBAR: base address (multiple of 256 MiB below 64 GiB), length and enable bit.
+const PCIEXBAR: [(u8, u32); 2] = [(0x60 / 4, 0xf000_0007), (0x64 / 4, 0xf)];
+/// PAM0 to PAM6 at 0x90 to 0x96. SeaBIOS copies itself below 1 MiB when PAM0 reads as 0.
+const PAM: [(u8, u32); 2] = [(0x90 / 4, 0xffff_ffff), (0x94 / 4, 0x00ff_ffff)];
+
+#[derive(Debug)]
+pub(super) struct HostBridge {
+    config: ConfigSpace,
+}
+
+impl HostBridge {
+    pub(super) fn new(slot: PciSlot) -> Self {
+        let mut builder = ConfigSpaceBuilder::new(&IDENTITY);
+        for (register, bits) in PCIEXBAR.into_iter().chain(PAM) {
+            builder.writable(register, bits);
+        }
+        Self {
+            config: builder.build(slot),
+        }
+    }
+
+    pub(super) fn state(&self) -> ConfigSpaceState {
+        self.config.state()
+    }
+}
+
+impl PciFunction for HostBridge {
+    fn config_write(&mut self, offset: u16, data: &[u8]) {
+        self.config.write(offset, data);
+    }
+
+    fn decoded(&self) -> DecodedBars {
+        self.config.decoded()
+    }
+
+    fn bar_read(&mut self, _bar: u8, _offset: u64, _data: &mut [u8]) {}
+
+    fn bar_write(&mut self, _bar: u8, _offset: u64, _data: &[u8]) {}
+
+    fn reset(&mut self) {
+        self.config.reset();
+    }
+}

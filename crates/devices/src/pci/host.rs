@@ -1,0 +1,277 @@
+//! The PCI bus as the processor side sees it: who is in which slot and who decodes what.
+
+use std::fmt::{self, Debug};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use serde::{Deserialize, Serialize};
+
+use super::bridge::HostBridge;
+use super::config_memory::{ConfigMemory, ConfigPage, FUNCTION_LEN, SLOT_LEN, SLOTS};
+use super::config_space::ConfigSpaceState;
+use super::dword::dword_parts;
+use super::{DecodedBar, DecodedBars, PciError, PciFunction};
+use crate::bus::{Shared, lock, shared};
+
+/// Configuration address register: the access is meant for us.
+const ADDRESS_ENABLE: u32 = 1 << 31;
+/// Reset control register: resets the machine when it changes from 0 to 1.
+const RESET_CPU: u8 = 1 << 2;
+/// The bits of the reset control register: reset kind, trigger and full reset.
+const RESET_BITS: u8 = 0b1110;
+
+/// What a function needs to have of the bus it is put on.
+#[derive(Debug)]
+pub struct PciSlot {
+    pub(super) page: ConfigPage,
+    pub(super) window: Range<u64>,
+}
+
+/// One BAR in the table of decoded BARs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mapping {
+    slot: u8,
+    bar: DecodedBar,
+}
+
+/// One PCI bus with its host bridge in slot 0. Functions are added before the vCPUs run.
+pub struct PciHost {
+    memory: Arc<ConfigMemory>,
+    window: Range<u64>,
+    bridge: Shared<HostBridge>,
+    functions: [Option<Arc<Mutex<dyn PciFunction>>>; SLOTS as usize],
+    /// What is decoded, by slot. Taken while a function's lock is held, never before it.
+    mappings: RwLock<Vec<Mapping>>,
+    /// The configuration address register.
+    address: AtomicU32,
+    /// The reset control register.
+    reset_control: AtomicU8,
+}
+
+impl Debug for PciHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PciHost")
+            .field("window", &self.window)
+            .field("mappings", &self.mappings)
+            .finish_non_exhaustive()
+    }
+}
+
+impl PciHost {
+    /// A bus with nothing but the host bridge. BARs are decoded in `window` only.
+    ///
+    /// # Errors
+    /// Fails when the host has no memory for configuration space.
+    pub fn new(window: Range<u64>) -> Result<Self, PciError> {
+        let memory = Arc::new(ConfigMemory::new().map_err(PciError::ConfigMemory)?);
+        let bridge = shared(HostBridge::new(take_slot(&memory, &window, 0)?));
+        let mut functions = [const { None }; SLOTS as usize];
+        functions[0] = Some(bridge.clone() as Arc<Mutex<dyn PciFunction>>);
+        Ok(Self {
+            memory,
+            window,
+            bridge,
+            functions,
+            mappings: RwLock::default(),
+            address: AtomicU32::new(0),
+            reset_control: AtomicU8::new(0),
+        })
+    }
+
+    /// Reserves a slot (1 to 31) for a function that is to be made. Once made, it is put there
+    /// with [`PciHost::add`].
+    ///
+    /// # Errors
+    /// Refuses a slot that is taken or does not exist.
+    pub fn slot(&self, slot: u8) -> Result<PciSlot, PciError> {
+        take_slot(&self.memory, &self.window, slot)
+    }
+
+    /// Puts a function into the slot that was reserved for it.
+    ///
+    /// # Errors
+    /// Refuses a slot that is taken or does not exist.
+    pub fn add(&mut self, slot: u8, function: Arc<Mutex<dyn PciFunction>>) -> Result<(), PciError> {
+        let free = match self.functions.get_mut(usize::from(slot)) {
+            Some(free @ None) => free,
+            Some(Some(_)) => return Err(PciError::SlotTaken(slot)),
+            None => return Err(PciError::NoSuchSlot(slot)),
+        };
+        let decoded = lock(&function).decoded();
+        *free = Some(function);
+        self.set_decoded(slot, &decoded);
+        Ok(())
+    }
+
+    /// The memory of configuration space. The VMM may map it at the ECAM window's address as a
+    /// read-only slot; it must keep the host while it does.
+    pub fn config_memory(&self) -> &ConfigMemory {
+        &self.memory
+    }
+
+    /// The window in which BARs are decoded.
+    pub fn window(&self) -> Range<u64> {
+        self.window.clone()
+    }
+
+    /// Reads configuration space at `offset` from the start of ECAM. Takes no lock.
+    pub fn config_read(&self, offset: u64, data: &mut [u8]) {
+        self.memory.read(offset, data);
+    }
+
+    /// Writes configuration space at `offset` from the start of ECAM.
+    pub fn config_write(&self, offset: u64, data: &[u8]) {
+        for part in dword_parts(offset, data.len()) {
+            let Ok(dword) = usize::try_from(part.dword) else {
+                continue;
+            };
+            let in_slot = dword % SLOT_LEN + part.lane;
+            if in_slot < FUNCTION_LEN
+                && let Ok(slot) = u8::try_from(dword / SLOT_LEN)
+                && let Ok(offset) = u16::try_from(in_slot)
+                && let Some(part) = data.get(part.data)
+            {
+                self.function_config_write(slot, offset, part);
+            }
+        }
+    }
+
+    fn function_config_write(&self, slot: u8, offset: u16, data: &[u8]) {
+        let Some(function) = self.function(slot) else {
+            return;
+        };
+        let mut function = lock(function);
+        let before = function.decoded();
+        function.config_write(offset, data);
+        let after = function.decoded();
+        if before != after {
+            self.set_decoded(slot, &after);
+        }
+    }
+
+    /// Reads `data` at guest-physical `address` from whichever BAR is there.
+    pub fn window_read(&self, address: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        if let Some((function, bar, offset)) = self.find(address, data.len()) {
+            lock(function).bar_read(bar, offset, data);
+        }
+    }
+
+    /// Writes `data` at guest-physical `address` to whichever BAR is there.
+    pub fn window_write(&self, address: u64, data: &[u8]) {
+        if let Some((function, bar, offset)) = self.find(address, data.len()) {
+            lock(function).bar_write(bar, offset, data);
+        }
+    }
+
+    /// The configuration address register.
+    pub(super) fn address(&self) -> u32 {
+        self.address.load(Ordering::Relaxed)
+    }
+
+    /// Writes the configuration address register.
+    pub(super) fn set_address(&self, value: u32) {
+        self.address.store(value, Ordering::Relaxed);
+    }
+
+    /// Where in ECAM the configuration address register points; `None` when that is not on our
+    /// bus.
+    pub(super) fn selected(&self) -> Option<u64> {
+        let address = self.address();
+        let bus = address >> 16 & 0xff;
+        let function = u64::from(address >> 8 & 0xff);
+        let register = u64::from(address & 0xfc);
+        (address & ADDRESS_ENABLE != 0 && bus == 0)
+            .then_some(function * FUNCTION_LEN as u64 + register)
+    }
+
+    /// The reset control register.
+    pub(super) fn reset_control(&self) -> u8 {
+        self.reset_control.load(Ordering::Relaxed)
+    }
+
+    /// Writes the reset control register. Returns whether the machine is to be reset; a reset
+    /// of the processors alone is not told apart.
+    pub(super) fn set_reset_control(&self, value: u8) -> bool {
+        let old = self
+            .reset_control
+            .swap(value & RESET_BITS, Ordering::Relaxed);
+        !old & value & RESET_CPU != 0
+    }
+
+    /// Returns the bus and all its functions to the state after power-on.
+    pub fn reset_all(&self) {
+        self.set_address(0);
+        self.reset_control.store(0, Ordering::Relaxed);
+        for (slot, function) in (0..).zip(&self.functions) {
+            if let Some(function) = function {
+                let mut function = lock(function);
+                function.reset();
+                self.set_decoded(slot, &function.decoded());
+            }
+        }
+    }
+
+    /// State of the bus and the host bridge; every other function has its own.
+    pub fn state(&self) -> PciHostState {
+        PciHostState {
+            address: self.address(),
+            reset_control: self.reset_control(),
+            bridge: lock(&self.bridge).state(),
+        }
+    }
+
+    fn function(&self, slot: u8) -> Option<&Mutex<dyn PciFunction>> {
+        self.functions.get(usize::from(slot))?.as_deref()
+    }
+
+    fn find(&self, address: u64, len: usize) -> Option<(&Mutex<dyn PciFunction>, u8, u64)> {
+        let last = address.checked_add(u64::try_from(len).ok()?.checked_sub(1)?)?;
+        let mappings = self.mappings.read().unwrap_or_else(PoisonError::into_inner);
+        // Where a guest lets BARs overlap, the lowest slot answers.
+        let found = *mappings
+            .iter()
+            .find(|m| address >= m.bar.base && last - m.bar.base < m.bar.len)?;
+        drop(mappings);
+        let function = self.function(found.slot)?;
+        Some((function, found.bar.bar, address - found.bar.base))
+    }
+
+    fn set_decoded(&self, slot: u8, decoded: &DecodedBars) {
+        let mut mappings = self
+            .mappings
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        mappings.retain(|mapping| mapping.slot != slot);
+        let bars = decoded.iter().flatten();
+        mappings.extend(bars.map(|bar| Mapping { slot, bar: *bar }));
+        mappings.sort_by_key(|mapping| mapping.slot);
+    }
+}
+
+fn take_slot(
+    memory: &Arc<ConfigMemory>,
+    window: &Range<u64>,
+    slot: u8,
+) -> Result<PciSlot, PciError> {
+    if slot >= SLOTS {
+        return Err(PciError::NoSuchSlot(slot));
+    }
+    let page = memory.add_page(slot).map_err(PciError::ConfigMemory)?;
+    Ok(PciSlot {
+        page: page.ok_or(PciError::SlotTaken(slot))?,
+        window: window.clone(),
+    })
+}
+
+/// State of a [`PciHost`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PciHostState {
+    /// The configuration address register.
+    pub address: u32,
+    /// The reset control register.
+    pub reset_control: u8,
+    /// Registers of the host bridge.
+    pub bridge: ConfigSpaceState,
+}
