@@ -65,7 +65,7 @@ fn paths_that_are_no_disks() {
 fn denied_permission() {
     let dir = TempDir::new().unwrap();
     let image = create(&dir, "a", &["-f", "raw"], SIZE);
-    std::fs::set_permissions(&image, Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(&image, Permissions::from_mode(0o0)).unwrap();
     // Root may open anything; then there is nothing to refuse.
     match open_path(&image, true) {
         Err(err) => assert_says(&err.to_string(), &["No permission to read and write"]),
@@ -409,7 +409,8 @@ fn damaged_metadata_does_no_harm() {
     let good = std::fs::read(&image).unwrap();
     let mut random = Random::new();
     let mut opened = 0;
-    for _ in 0..300 {
+    let rounds = std::env::var("ROUNDS").map_or(300, |rounds| rounds.parse().unwrap());
+    for _ in 0..rounds {
         let mut bytes = good.clone();
         for _ in 0..1 + random.below(6) {
             // Headers and tables are mostly near the beginning.
@@ -431,7 +432,7 @@ fn damaged_metadata_does_no_harm() {
         opened += 1;
         attack(&*disk, &mut random);
     }
-    assert!(opened > 30, "too few images got past the checks ({opened})");
+    assert!(opened > rounds / 10, "too few images got past the checks ({opened})");
 }
 
 /// Requests of every kind, whose failure is no matter.

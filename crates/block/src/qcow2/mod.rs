@@ -49,7 +49,7 @@ pub fn read_header(file: &HostFile) -> Result<Header, BlockError> {
         .get(20..)
         .and_then(<[u8]>::first_chunk)
         .and_then(|bits| 1usize.checked_shl(u32::from_be_bytes(*bits)))
-        .map_or(0, |len| len.clamp(512, header::MAX_HEADER_LEN));
+        .map_or(512, |len| len.clamp(512, header::MAX_HEADER_LEN));
     Header::parse(&read(cluster)?, file_len).map_err(|reason| bad_image(file, reason))
 }
 
