@@ -5,6 +5,15 @@
 //! hands the queues to the device, which serves them on a thread of its own or on the shared
 //! device thread until it is deactivated.
 
+pub mod block;
+mod buffers;
+mod config_space;
+pub mod ring;
+
+#[cfg(test)]
+#[path = "../../tests/driver/mod.rs"]
+pub(crate) mod driver;
+
 use std::fmt::Debug;
 use std::io;
 use std::sync::Arc;
