@@ -1,6 +1,151 @@
 //! The virtual machine monitor: KVM, memory, boot, firmware tables and life cycle.
+//!
+//! [`run`] is the whole of it: it builds a machine from its config, serves its API and returns
+//! when the guest has ended.
 
+pub mod boot;
+pub mod console;
+mod device_loop;
 pub mod kvm;
 pub mod layout;
+pub mod lifecycle;
+pub mod machine;
 pub mod memory;
+pub mod service;
 pub mod tables;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use edgevmm_api::{ExitReason, ExitRecord, MachineClaim};
+use edgevmm_config::VmConfig;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use console::ConsoleHub;
+use lifecycle::{Handle, Life, Mailbox};
+use machine::Machine;
+use service::{Facts, Service, Socket};
+
+/// How long the API stays up for clients that wait for the end to hear of it.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Why a machine could not be started or kept running.
+#[derive(Debug, thiserror::Error)]
+pub enum VmmError {
+    /// It can't be built.
+    #[error(transparent)]
+    Build(#[from] machine::BuildError),
+    /// The API can't be served.
+    #[error(transparent)]
+    Serve(#[from] service::ServeError),
+    /// The runtime that serves API and signals can't be had.
+    #[error("Can't start the VMM's event loop")]
+    Runtime(#[source] std::io::Error),
+    /// Whoever waited for the start is gone or failed.
+    #[error("Can't tell that the machine has started")]
+    Announce(#[source] std::io::Error),
+    /// The machine's folder can't be written.
+    #[error(transparent)]
+    Folder(#[from] edgevmm_api::RuntimeDirError),
+}
+
+/// A machine that is about to run.
+#[derive(Debug)]
+pub struct Started {
+    /// The way to control it.
+    pub handle: Handle,
+    /// Its console.
+    pub console: Arc<ConsoleHub>,
+    /// The pseudo-terminal of its console, if it has one.
+    pub console_pty: Option<PathBuf>,
+}
+
+/// Runs a machine until its guest has ended. Blocks; call it from the main thread.
+///
+/// `config` is complete and valid: it has a name, and what it names is checked as far as can be
+/// without opening it. `announce` is called when all is built and nothing can be missing any
+/// more, just before the guest's first instruction. SIGTERM, SIGINT and SIGHUP stop the machine,
+/// a second one kills it.
+///
+/// # Errors
+/// Fails when something that the config names can't be had; nothing was changed then.
+pub fn run(
+    config: &VmConfig,
+    claim: &MachineClaim,
+    announce: impl FnOnce(Started) -> std::io::Result<()>,
+) -> Result<ExitRecord, VmmError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(VmmError::Runtime)?;
+    let record = runtime.block_on(live(config, claim, announce))?;
+    claim.write_exit(&record)?;
+    Ok(record)
+}
+
+async fn live(
+    config: &VmConfig,
+    claim: &MachineClaim,
+    announce: impl FnOnce(Started) -> std::io::Result<()>,
+) -> Result<ExitRecord, VmmError> {
+    let mailbox = Mailbox::default();
+    let machine = Machine::build(config, &mailbox)?;
+    let console = Arc::clone(machine.console());
+    let console_pty = machine.console_pty();
+    let config_json = serde_json::to_string(config).unwrap_or_default();
+    claim.write_config(&config_json)?;
+    let socket = Socket::bind(&claim.dir().socket())?;
+
+    let stop_timeout = Duration::from_secs(u64::from(config.stop_timeout));
+    let (life, handle) = Life::new(machine, mailbox, stop_timeout);
+    let facts = Facts {
+        name: claim.dir().name().to_owned(),
+        config_json,
+        console_pty: console_pty.clone(),
+    };
+    let service = Service::new(handle.clone(), facts, Arc::clone(&console));
+    let (ended, shutdown) = watch::channel(false);
+    let server = tokio::spawn(socket.serve(service, shutdown));
+    let signals = tokio::spawn(obey_signals(handle.clone()));
+    let started = Started { handle, console: Arc::clone(&console), console_pty };
+    announce(started).map_err(VmmError::Announce)?;
+
+    let record = life.run().await;
+    console.close();
+    signals.abort();
+    let _ = ended.send(true);
+    match tokio::time::timeout(FAREWELL, server).await {
+        Ok(Ok(Err(error))) => tracing::warn!(%error, "The API's transport failed"),
+        Ok(Err(error)) => tracing::warn!(%error, "The API's task failed"),
+        Ok(Ok(Ok(()))) | Err(_) => {}
+    }
+    if record.reason == ExitReason::GuestCrash {
+        tracing::error!("The guest crashed: {}", record.message);
+    }
+    Ok(record)
+}
+
+/// Turns the signals that ask a process to end into a stop, then a kill.
+async fn obey_signals(handle: Handle) {
+    let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
+    let [Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)] = kinds.map(signal) else {
+        tracing::warn!("Signals can't be received: use the API to stop this machine");
+        return;
+    };
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
+        }
+        if stopping {
+            handle.request_kill();
+        } else {
+            handle.request_stop(None);
+        }
+        stopping = true;
+    }
+}

@@ -13,16 +13,20 @@ pub mod msrs;
 pub mod regs;
 pub mod vcpu;
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use edgevmm_devices::GuestMemory;
+use edgevmm_devices::pci::PciHost;
 use kvm_bindings::{KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
 
-use crate::layout::{IDENTITY_MAP, KVM_TSS};
+use crate::layout::{ECAM_LEN, IDENTITY_MAP, KVM_TSS};
 
 /// Where the kernel offers KVM.
 pub const KVM_DEVICE: &str = "/dev/kvm";
@@ -104,7 +108,27 @@ pub struct Vm {
     /// Keeps what the kernel maps into the guest mapped.
     _memory: Arc<GuestMemory>,
     slots: u32,
-    readonly: Vec<Arc<MmapRegion>>,
+    readonly: Vec<ReadOnlyMemory>,
+}
+
+/// Host memory that a guest sees and can't change; writes to it reach the MMIO bus.
+#[derive(Debug, Clone)]
+pub enum ReadOnlyMemory {
+    /// A ROM.
+    Rom(Arc<MmapRegion>),
+    /// PCI configuration space, so that reading it costs the guest no exit.
+    PciConfig(Arc<PciHost>),
+}
+
+impl ReadOnlyMemory {
+    fn host_range(&self) -> (u64, u64) {
+        match self {
+            ReadOnlyMemory::Rom(rom) => (rom.as_ptr() as u64, rom.size() as u64),
+            ReadOnlyMemory::PciConfig(host) => {
+                (host.config_memory().host_address().get() as u64, ECAM_LEN)
+            }
+        }
+    }
 }
 
 impl Vm {
@@ -121,14 +145,14 @@ impl Vm {
         Ok(vm)
     }
 
-    /// Maps `region` read-only at `address`: a ROM, or configuration space pages. Guest writes
-    /// to it reach the MMIO bus.
+    /// Maps `memory` at `address`.
     ///
     /// # Errors
     /// Fails when the kernel refuses.
-    pub fn map_readonly(&mut self, address: u64, region: Arc<MmapRegion>) -> Result<(), KvmError> {
-        self.map(address, region.as_ptr() as u64, region.size() as u64, KVM_MEM_READONLY)?;
-        self.readonly.push(region);
+    pub fn map_readonly(&mut self, address: u64, memory: ReadOnlyMemory) -> Result<(), KvmError> {
+        let (host, len) = memory.host_range();
+        self.map(address, host, len, KVM_MEM_READONLY)?;
+        self.readonly.push(memory);
         Ok(())
     }
 

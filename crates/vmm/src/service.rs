@@ -1,0 +1,336 @@
+//! The gRPC API of one machine, on a Unix socket in its runtime folder.
+
+use std::os::unix::net::UnixListener as StdListener;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use edgevmm_api::v1::machine_server::{Machine as MachineApi, MachineServer};
+use edgevmm_api::v1::{
+    self, ConsoleAccess, ConsoleRequest, ConsoleResponse, console_request, console_response,
+};
+use tokio::net::UnixListener;
+use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::console::{ConsoleHub, HISTORY};
+use crate::lifecycle::{Handle, Phase, RequestError};
+
+/// Console chunks that wait for a client before its reader waits.
+const CONSOLE_QUEUE: usize = 4;
+const CONSOLE_CHUNK: usize = 4096;
+/// How often a client's input is tried again while the guest does not read.
+const INPUT_RETRY: Duration = Duration::from_millis(10);
+
+/// What the API tells of a machine and never changes.
+#[derive(Debug)]
+pub struct Facts {
+    /// Name of the machine.
+    pub name: String,
+    /// Its configuration as JSON.
+    pub config_json: String,
+    /// Path of the console's pseudo-terminal.
+    pub console_pty: Option<PathBuf>,
+}
+
+/// Why the API can't be served.
+#[derive(Debug, thiserror::Error)]
+#[error("Can't serve the API at {}", path.display())]
+pub struct ServeError {
+    path: PathBuf,
+    #[source]
+    source: std::io::Error,
+}
+
+/// A bound socket.
+#[derive(Debug)]
+pub struct Socket(UnixListener);
+
+impl Socket {
+    /// Binds the API's socket.
+    ///
+    /// # Errors
+    /// Fails when the folder is not writable or the path too long.
+    pub fn bind(path: &Path) -> Result<Socket, ServeError> {
+        let error = |source| ServeError { path: path.to_path_buf(), source };
+        let listener = StdListener::bind(path).map_err(error)?;
+        listener.set_nonblocking(true).map_err(error)?;
+        UnixListener::from_std(listener).map(Socket).map_err(error)
+    }
+
+    /// Serves the API until `shutdown` changes.
+    ///
+    /// # Errors
+    /// Fails when the transport fails as a whole.
+    pub async fn serve(
+        self,
+        service: Service,
+        mut shutdown: watch::Receiver<bool>,
+    ) -> Result<(), tonic::transport::Error> {
+        let incoming = UnixListenerStream::new(self.0);
+        tonic::transport::Server::builder()
+            .add_service(MachineServer::new(service))
+            .serve_with_incoming_shutdown(incoming, async move {
+                let _ = shutdown.wait_for(|ended| *ended).await;
+            })
+            .await
+    }
+}
+
+/// Who may type: bumped by every exclusive attachment, which ends the writers before it.
+#[derive(Debug)]
+struct Writers {
+    epoch: watch::Sender<u64>,
+    exclusive: AsyncMutex<std::sync::Weak<()>>,
+}
+
+/// The API of one machine.
+#[derive(Debug)]
+pub struct Service {
+    handle: Handle,
+    facts: Facts,
+    console: Arc<ConsoleHub>,
+    writers: Writers,
+}
+
+impl Service {
+    /// The API of the machine behind `handle`.
+    pub fn new(handle: Handle, facts: Facts, console: Arc<ConsoleHub>) -> Service {
+        let writers =
+            Writers { epoch: watch::Sender::new(0), exclusive: AsyncMutex::default() };
+        Service { handle, facts, console, writers }
+    }
+
+    /// Admits a console client that can write. Gives its hold on exclusivity, if it asked.
+    async fn admit(&self, access: ConsoleAccess) -> Result<Option<Arc<()>>, Status> {
+        let mut exclusive = self.writers.exclusive.lock().await;
+        match access {
+            ConsoleAccess::ReadOnly => Ok(None),
+            ConsoleAccess::Exclusive => {
+                let hold = Arc::new(());
+                *exclusive = Arc::downgrade(&hold);
+                self.writers.epoch.send_modify(|epoch| *epoch += 1);
+                Ok(Some(hold))
+            }
+            ConsoleAccess::Shared | ConsoleAccess::Unspecified => {
+                if exclusive.upgrade().is_some() {
+                    return Err(Status::failed_precondition(
+                        "another client has the console for itself",
+                    ));
+                }
+                Ok(None)
+            }
+        }
+    }
+}
+
+fn refused(error: &RequestError) -> Status {
+    match error {
+        RequestError::Phase(_) => Status::failed_precondition(error.to_string()),
+        RequestError::Gone => Status::unavailable(error.to_string()),
+        RequestError::Failed(_) => Status::internal(error.to_string()),
+    }
+}
+
+fn state(phase: Phase) -> v1::State {
+    match phase {
+        Phase::Running => v1::State::Running,
+        Phase::Paused => v1::State::Paused,
+        Phase::Stopping => v1::State::Stopping,
+        Phase::Stopped => v1::State::Stopped,
+    }
+}
+
+type ConsoleStream = Pin<Box<dyn Stream<Item = Result<ConsoleResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl MachineApi for Service {
+    type ConsoleStream = ConsoleStream;
+
+    async fn get_version(
+        &self,
+        _: Request<v1::GetVersionRequest>,
+    ) -> Result<Response<v1::GetVersionResponse>, Status> {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Ok(Response::new(v1::GetVersionResponse { version }))
+    }
+
+    async fn inspect(
+        &self,
+        _: Request<v1::InspectRequest>,
+    ) -> Result<Response<v1::InspectResponse>, Status> {
+        let status = self.handle.status();
+        let pty = self.facts.console_pty.as_ref().map(|p| p.display().to_string());
+        Ok(Response::new(v1::InspectResponse {
+            name: self.facts.name.clone(),
+            state: state(status.phase).into(),
+            reason: status.exit.as_ref().map(|exit| exit.message.clone()).unwrap_or_default(),
+            pid: std::process::id(),
+            start_time: Some(status.started.into()),
+            uptime: status.since.elapsed().try_into().ok(),
+            config_json: self.facts.config_json.clone(),
+            exit: status.exit.map(Into::into),
+            resets: status.resets,
+            console_pty: pty.unwrap_or_default(),
+        }))
+    }
+
+    async fn pause(
+        &self,
+        _: Request<v1::PauseRequest>,
+    ) -> Result<Response<v1::PauseResponse>, Status> {
+        self.handle.pause().await.map_err(|e| refused(&e))?;
+        Ok(Response::new(v1::PauseResponse {}))
+    }
+
+    async fn resume(
+        &self,
+        _: Request<v1::ResumeRequest>,
+    ) -> Result<Response<v1::ResumeResponse>, Status> {
+        self.handle.resume().await.map_err(|e| refused(&e))?;
+        Ok(Response::new(v1::ResumeResponse {}))
+    }
+
+    async fn reset(
+        &self,
+        _: Request<v1::ResetRequest>,
+    ) -> Result<Response<v1::ResetResponse>, Status> {
+        self.handle.reset().await.map_err(|e| refused(&e))?;
+        Ok(Response::new(v1::ResetResponse {}))
+    }
+
+    async fn stop(
+        &self,
+        request: Request<v1::StopRequest>,
+    ) -> Result<Response<v1::StopResponse>, Status> {
+        let timeout = request.into_inner().timeout.map(Duration::try_from).transpose();
+        let timeout =
+            timeout.map_err(|_| Status::invalid_argument("the timeout can't be negative"))?;
+        let timeout = self.handle.stop(timeout).await.map_err(|e| refused(&e))?;
+        Ok(Response::new(v1::StopResponse { timeout: timeout.try_into().ok() }))
+    }
+
+    async fn kill(
+        &self,
+        _: Request<v1::KillRequest>,
+    ) -> Result<Response<v1::KillResponse>, Status> {
+        self.handle.kill().await.map_err(|e| refused(&e))?;
+        Ok(Response::new(v1::KillResponse {}))
+    }
+
+    async fn wait(
+        &self,
+        _: Request<v1::WaitRequest>,
+    ) -> Result<Response<v1::WaitResponse>, Status> {
+        let exit = self.handle.clone().ended().await;
+        Ok(Response::new(v1::WaitResponse { exit: exit.map(Into::into) }))
+    }
+
+    async fn console(
+        &self,
+        request: Request<Streaming<ConsoleRequest>>,
+    ) -> Result<Response<Self::ConsoleStream>, Status> {
+        let mut requests = request.into_inner();
+        let first = requests.message().await?.and_then(|request| request.kind);
+        let Some(console_request::Kind::Open(open)) = first else {
+            return Err(Status::invalid_argument("the first message must open the console"));
+        };
+        let access = open.access();
+        let exclusive = self.admit(access).await?;
+        let mut epoch = self.writers.epoch.subscribe();
+        epoch.mark_unchanged();
+        let history = open.history.unwrap_or(HISTORY as u64);
+        let (sender, receiver) = mpsc::channel(CONSOLE_QUEUE);
+        let output = send_output(self.console.reader(history), sender.clone());
+        let input = take_input(requests, Arc::clone(&self.console), access);
+        tokio::spawn(async move {
+            let _exclusive = exclusive;
+            let taken_over = async {
+                if access == ConsoleAccess::ReadOnly || epoch.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            let end = tokio::select! {
+                () = output => None,
+                end = input => end,
+                () = sender.closed() => None,
+                () = taken_over => Some(Status::aborted("another client took the console")),
+            };
+            if let Some(status) = end {
+                let _ = sender.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+/// Sends output until the console closes or the client leaves.
+async fn send_output(
+    mut reader: crate::console::Reader,
+    sender: mpsc::Sender<Result<ConsoleResponse, Status>>,
+) {
+    let mut buffer = vec![0; CONSOLE_CHUNK];
+    loop {
+        let in_history = reader.in_history();
+        let chunk = reader.read(&mut buffer).await;
+        if chunk.closed {
+            return;
+        }
+        let bytes = buffer.get(..chunk.len).unwrap_or_default().to_vec();
+        let mut parts = Vec::with_capacity(2);
+        if chunk.dropped > 0 && !in_history {
+            parts.push(console_response::Kind::Dropped(chunk.dropped));
+        }
+        parts.push(if in_history {
+            console_response::Kind::History(bytes)
+        } else {
+            console_response::Kind::Output(bytes)
+        });
+        for kind in parts {
+            if sender.send(Ok(ConsoleResponse { kind: Some(kind) })).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Types what the client sends. `None` when the client is done, else what it did wrong.
+async fn take_input(
+    mut requests: Streaming<ConsoleRequest>,
+    console: Arc<ConsoleHub>,
+    access: ConsoleAccess,
+) -> Option<Status> {
+    loop {
+        let request = match requests.message().await {
+            Ok(Some(request)) => request,
+            // A client may close its side and go on reading.
+            Ok(None) => std::future::pending().await,
+            Err(_) => return None,
+        };
+        match request.kind {
+            Some(console_request::Kind::Input(_)) if access == ConsoleAccess::ReadOnly => {
+                return Some(Status::permission_denied("the console is attached read-only"));
+            }
+            Some(console_request::Kind::Input(bytes)) => type_in(&console, &bytes).await,
+            // A serial port has no size to tell.
+            Some(console_request::Kind::Resize(_)) | None => {}
+            Some(console_request::Kind::Open(_)) => {
+                return Some(Status::invalid_argument("the console is open already"));
+            }
+        }
+    }
+}
+
+async fn type_in(console: &ConsoleHub, mut bytes: &[u8]) {
+    loop {
+        let taken = console.input().push(bytes);
+        bytes = bytes.get(taken..).unwrap_or_default();
+        if bytes.is_empty() {
+            return;
+        }
+        tokio::time::sleep(INPUT_RETRY).await;
+    }
+}
