@@ -1,1 +1,9 @@
 //! The devices of a legacy PC.
+
+pub mod acpi_pm;
+pub mod clock;
+pub mod cmos;
+pub mod debug_port;
+pub mod fw_cfg;
+pub mod i8042;
+pub mod serial;
