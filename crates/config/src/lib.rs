@@ -1,15 +1,21 @@
 //! The description of a virtual machine: one set of types behind flags, files and the API.
 //!
-//! A [`VmConfig`] is what a user wrote. Host resources (files, taps) are opened later by the VMM.
+//! A [`VmConfig`] is what a user wrote. [`VmConfig::validate`] checks it as a whole; host
+//! resources (files, taps) are opened later by the VMM.
 
 mod boot;
 mod console;
 mod cpu;
 mod disk;
+mod file;
+mod flag;
+mod keys;
 mod mac;
 mod name;
 mod net;
 mod size;
+mod topology;
+mod validate;
 
 use std::path::PathBuf;
 
@@ -19,12 +25,16 @@ pub use boot::{BootConfig, CloudInitConfig, IdentityConfig};
 pub use console::{ConsoleConfig, ConsoleDevice, ConsoleOutput};
 pub use cpu::{CpuConfig, MemoryConfig};
 pub use disk::{DiskConfig, DiskFormat};
+pub use file::{ConfigFileError, ConfigTextError, MAX_FILE_SIZE};
+pub use flag::{FlagError, escape_value};
 pub use mac::{MacAddr, MacAddrError};
 pub use name::{MAX_NAME_LEN, NameError, check_name, name_from};
 pub use net::{
     NetBackendConfig, NetConfig, NetConfigError, PortForward, PortForwardError, Protocol,
 };
 pub use size::{ByteSize, ByteSizeError};
+pub use topology::{Topology, TopologyError};
+pub use validate::ConfigError;
 
 /// A virtual machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

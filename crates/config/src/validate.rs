@@ -1,0 +1,496 @@
+//! What must hold of a machine as a whole. Nothing here looks at the host.
+
+use std::collections::HashSet;
+use std::hash::Hash;
+use std::path::{Path, PathBuf};
+
+use crate::{
+    ByteSize, CloudInitConfig, ConsoleOutput, DiskConfig, DiskFormat, NameError, NetBackendConfig,
+    NetConfig, PortForward, TopologyError, VmConfig, check_name,
+};
+
+/// PCI devices that fit a machine, beside its bridges.
+const MAX_PCI_DEVICES: usize = 28;
+/// The random number generator and the console.
+const FIXED_PCI_DEVICES: usize = 2;
+/// Least memory with which SeaBIOS and a kernel start.
+const MIN_MEMORY: ByteSize = ByteSize::mib(16);
+/// Longest serial number of a virtio disk, in bytes.
+const MAX_DISK_SERIAL: usize = 20;
+/// Longest serial number of the machine, in bytes; far below what SMBIOS can hold.
+const MAX_SYSTEM_SERIAL: usize = 64;
+/// Longest name of a network interface of Linux, in bytes.
+const MAX_INTERFACE_NAME: usize = 15;
+/// Longest command line of an x86 Linux kernel, in bytes.
+const MAX_CMDLINE: usize = 2047;
+/// Most request queues of a disk.
+const MAX_DISK_QUEUES: u16 = 16;
+
+/// Why a configuration describes no machine.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// The name can't be one.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The vCPUs have no topology.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+    /// Memory is too small.
+    #[error("{0} of memory is too little to boot: use at least {MIN_MEMORY}")]
+    MemorySize(ByteSize),
+    /// Memory isn't made of whole pages.
+    #[error("{size} of memory is not a multiple of its pages: use a multiple of {page}")]
+    MemoryPages {
+        /// Memory.
+        size: ByteSize,
+        /// Page size.
+        page: ByteSize,
+    },
+    /// Nothing to start.
+    #[error("There is nothing to boot: give a disk image, or a kernel with --kernel")]
+    NothingToBoot,
+    /// A kernel's companion came without it.
+    #[error("`{0}` needs a kernel to go with it: add --kernel, or leave it out")]
+    NoKernel(&'static str),
+    /// Both ways to boot.
+    #[error("A kernel starts without a BIOS: leave out --kernel or --bios")]
+    KernelAndBios,
+    /// The command line is too long or not a line.
+    #[error("The kernel command line has {0}: keep it to one line of at most {MAX_CMDLINE} bytes")]
+    Cmdline(String),
+    /// A path is empty.
+    #[error("The path of the {0} is empty: give a file, or leave it out")]
+    EmptyPath(&'static str),
+    /// Two disks share an image that one of them writes to.
+    #[error(
+        "{} is there twice, and both would write over each other: make both `ro` or `snapshot`, or \
+         copy the image", .0.display()
+    )]
+    SharedDisk(PathBuf),
+    /// A disk's serial number can't be one.
+    #[error(
+        "The serial number of disk {} is unfit: use 1 to {MAX_DISK_SERIAL} printable ASCII \
+         characters", .0.display()
+    )]
+    DiskSerial(PathBuf),
+    /// Two things are the same that must differ.
+    #[error("{what} {value} is there twice: change one of them")]
+    Duplicate {
+        /// Kind of thing.
+        what: &'static str,
+        /// Which.
+        value: String,
+    },
+    /// A raw image has no backing files.
+    #[error("Disk {} is raw, so it has no backing files: leave out `backing` or `format`", .0.display())]
+    RawBacking(PathBuf),
+    /// Too few or many queues.
+    #[error("Disk {} can't have {queues} queues: use 1 to {MAX_DISK_QUEUES}", path.display())]
+    DiskQueues {
+        /// The image.
+        path: PathBuf,
+        /// Queues asked for.
+        queues: u16,
+    },
+    /// The name of a tap can't be one.
+    #[error(
+        "`{0}` can't name a tap device: use 1 to {MAX_INTERFACE_NAME} characters without spaces \
+         and slashes"
+    )]
+    TapName(String),
+    /// The host name can't be one.
+    #[error("`{0}` can't be a host name: use letters, digits, `-` and `.`, like web-1")]
+    Hostname(String),
+    /// The machine's serial number can't be one.
+    #[error(
+        "The machine's serial number is unfit: use 1 to {MAX_SYSTEM_SERIAL} printable ASCII \
+         characters"
+    )]
+    SystemSerial,
+    /// More devices than slots.
+    #[error(
+        "The machine has {0} PCI devices, more than {MAX_PCI_DEVICES}: use fewer disks and network \
+         interfaces"
+    )]
+    PciDevices(usize),
+}
+
+impl VmConfig {
+    /// Checks everything that can be told without the host.
+    ///
+    /// # Errors
+    ///
+    /// Says which rule is broken first, and what to do.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if let Some(name) = &self.name {
+            check_name(name)?;
+        }
+        self.cpus.topology()?;
+        self.check_memory()?;
+        self.check_boot()?;
+        check_disks(&self.disks)?;
+        check_nets(&self.nets)?;
+        self.cloud_init.as_ref().map_or(Ok(()), check_cloud_init)?;
+        if let ConsoleOutput::File(path) = &self.console.output {
+            check_path("console", path)?;
+        }
+        if let Some(path) = &self.debugcon {
+            check_path("debug port", path)?;
+        }
+        let serial = self.identity.serial.as_deref();
+        if serial.is_some_and(|serial| !is_printable(serial, MAX_SYSTEM_SERIAL)) {
+            return Err(ConfigError::SystemSerial);
+        }
+        let seed = usize::from(self.cloud_init.is_some());
+        match FIXED_PCI_DEVICES + seed + self.disks.len() + self.nets.len() {
+            0..=MAX_PCI_DEVICES => Ok(()),
+            devices => Err(ConfigError::PciDevices(devices)),
+        }
+    }
+
+    fn check_memory(&self) -> Result<(), ConfigError> {
+        let size = self.memory.size;
+        let page = ByteSize(if self.memory.hugepages {
+            2 << 20
+        } else {
+            4 << 10
+        });
+        if size < MIN_MEMORY {
+            Err(ConfigError::MemorySize(size))
+        } else if !size.0.is_multiple_of(page.0) {
+            Err(ConfigError::MemoryPages { size, page })
+        } else {
+            Ok(())
+        }
+    }
+
+    fn check_boot(&self) -> Result<(), ConfigError> {
+        let boot = &self.boot;
+        for (what, path) in [
+            ("kernel", &boot.kernel),
+            ("initrd", &boot.initrd),
+            ("BIOS", &boot.bios),
+        ] {
+            path.as_deref()
+                .map_or(Ok(()), |path| check_path(what, path))?;
+        }
+        match &boot.kernel {
+            Some(_) if boot.bios.is_some() => Err(ConfigError::KernelAndBios),
+            Some(_) => boot.cmdline.as_deref().map_or(Ok(()), check_cmdline),
+            None if boot.initrd.is_some() => Err(ConfigError::NoKernel("initrd")),
+            None if boot.cmdline.is_some() => Err(ConfigError::NoKernel("cmdline")),
+            None if self.disks.is_empty() => Err(ConfigError::NothingToBoot),
+            None => Ok(()),
+        }
+    }
+}
+
+fn check_path(what: &'static str, path: &Path) -> Result<(), ConfigError> {
+    if path.as_os_str().is_empty() {
+        Err(ConfigError::EmptyPath(what))
+    } else {
+        Ok(())
+    }
+}
+
+fn check_cmdline(cmdline: &str) -> Result<(), ConfigError> {
+    if cmdline.len() > MAX_CMDLINE {
+        return Err(ConfigError::Cmdline(format!("{} bytes", cmdline.len())));
+    }
+    match cmdline.chars().find(|letter| letter.is_control()) {
+        Some(letter) => Err(ConfigError::Cmdline(format!("the character {letter:?}"))),
+        None => Ok(()),
+    }
+}
+
+fn is_printable(text: &str, longest: usize) -> bool {
+    let printable = |byte: u8| byte == b' ' || byte.is_ascii_graphic();
+    (1..=longest).contains(&text.len()) && text.bytes().all(printable)
+}
+
+/// Remembers values and refuses one that comes again.
+#[derive(Debug)]
+struct Unique<T> {
+    what: &'static str,
+    seen: HashSet<T>,
+}
+
+impl<T: Eq + Hash + ToString> Unique<T> {
+    fn new(what: &'static str) -> Self {
+        Self {
+            what,
+            seen: HashSet::new(),
+        }
+    }
+
+    fn add(&mut self, value: Option<T>) -> Result<(), ConfigError> {
+        let Some(value) = value else { return Ok(()) };
+        let text = value.to_string();
+        if self.seen.insert(value) {
+            Ok(())
+        } else {
+            Err(ConfigError::Duplicate {
+                what: self.what,
+                value: text,
+            })
+        }
+    }
+}
+
+fn check_disks(disks: &[DiskConfig]) -> Result<(), ConfigError> {
+    let mut serials = Unique::new("The disk serial number");
+    let mut indices = Unique::new("The boot index");
+    for (number, disk) in disks.iter().enumerate() {
+        check_disk(disk)?;
+        serials.add(disk.serial.as_deref())?;
+        indices.add(disk.bootindex)?;
+        let writes = |disk: &DiskConfig| !disk.ro && !disk.snapshot;
+        let mut earlier = disks
+            .iter()
+            .take(number)
+            .filter(|other| other.path == disk.path);
+        if earlier.any(|other| writes(other) || writes(disk)) {
+            return Err(ConfigError::SharedDisk(disk.path.clone()));
+        }
+    }
+    Ok(())
+}
+
+fn check_disk(disk: &DiskConfig) -> Result<(), ConfigError> {
+    let path = || disk.path.clone();
+    check_path("disk", &disk.path)?;
+    disk.backing
+        .iter()
+        .try_for_each(|backing| check_path("backing file", backing))?;
+    if disk.format == Some(DiskFormat::Raw) && !disk.backing.is_empty() {
+        return Err(ConfigError::RawBacking(path()));
+    }
+    if disk
+        .serial
+        .as_deref()
+        .is_some_and(|serial| !is_printable(serial, MAX_DISK_SERIAL))
+    {
+        return Err(ConfigError::DiskSerial(path()));
+    }
+    match disk.queues {
+        None | Some(1..=MAX_DISK_QUEUES) => Ok(()),
+        Some(queues) => Err(ConfigError::DiskQueues {
+            path: path(),
+            queues,
+        }),
+    }
+}
+
+fn check_nets(nets: &[NetConfig]) -> Result<(), ConfigError> {
+    let mut macs = Unique::new("The MAC address");
+    let mut taps = Unique::new("The tap device");
+    let mut forwards: Vec<&PortForward> = Vec::new();
+    for net in nets {
+        macs.add(net.mac)?;
+        match &net.backend {
+            NetBackendConfig::Tap { tap } => {
+                check_tap(tap)?;
+                taps.add(Some(tap.as_str()))?;
+            }
+            NetBackendConfig::User { forwards: more, .. } => {
+                for forward in more {
+                    if forwards.iter().any(|other| collide(other, forward)) {
+                        let (what, value) = ("The host port of the forward", forward.to_string());
+                        return Err(ConfigError::Duplicate { what, value });
+                    }
+                    forwards.push(forward);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether two forwards listen at the same place. No address stands for all.
+fn collide(one: &PortForward, other: &PortForward) -> bool {
+    let addresses = one.address.zip(other.address);
+    (one.protocol, one.host) == (other.protocol, other.host)
+        && addresses.is_none_or(|(one, other)| one == other)
+}
+
+fn check_tap(tap: &str) -> Result<(), ConfigError> {
+    let fit = (1..=MAX_INTERFACE_NAME).contains(&tap.len())
+        && !tap
+            .chars()
+            .any(|letter| "/:%".contains(letter) || letter.is_whitespace() || letter.is_control())
+        && !matches!(tap, "." | "..");
+    if fit {
+        Ok(())
+    } else {
+        Err(ConfigError::TapName(tap.escape_debug().to_string()))
+    }
+}
+
+fn check_cloud_init(seed: &CloudInitConfig) -> Result<(), ConfigError> {
+    for (what, path) in [
+        ("user-data", &seed.user_data),
+        ("SSH keys", &seed.ssh_key),
+        ("network configuration", &seed.network_config),
+    ] {
+        path.as_deref()
+            .map_or(Ok(()), |path| check_path(what, path))?;
+    }
+    let Some(hostname) = &seed.hostname else {
+        return Ok(());
+    };
+    let label = |label: &str| {
+        let inner = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        (1..=63).contains(&label.len())
+            && label.bytes().all(inner)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if hostname.len() <= 253 && hostname.split('.').all(label) {
+        Ok(())
+    } else {
+        Err(ConfigError::Hostname(crate::keys::shorten(hostname)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn check(yaml: &str) -> Result<(), String> {
+        VmConfig::parse(yaml)
+            .unwrap()
+            .validate()
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn sound_machines_pass() {
+        for yaml in [
+            "disks: [{path: a}]",
+            "boot: {kernel: k}",
+            "boot: {kernel: k, initrd: i, cmdline: console=ttyS0}",
+            "disks: [{path: a, ro: true}, {path: a, snapshot: true}]",
+            "{memory: {size: 16M}, disks: [{path: a, serial: '12345678901234567890'}]}",
+            "{memory: {size: 32M, hugepages: true}, boot: {kernel: k}, nets: []}",
+            "{boot: {kernel: k}, nets: [{type: user, forwards: ['127.0.0.1:80:80', \
+             '127.0.0.2:80:80', 'udp:80:80']}, {tap: tap0}]}",
+            "{boot: {kernel: k}, cloud_init: {hostname: web-1.example.org}}",
+        ] {
+            assert_eq!(check(yaml), Ok(()), "{yaml}");
+        }
+    }
+
+    #[test]
+    fn each_rule_has_its_message() {
+        for (yaml, expected) in [
+            ("{}", "nothing to boot"),
+            ("name: ../x", "can't name a machine"),
+            ("cpus: {count: 3, cores: 2}", "3 vCPUs can't form 2 cores"),
+            ("memory: {size: 8M}", "8M of memory is too little"),
+            ("memory: {size: 16777217}", "use a multiple of 4K"),
+            (
+                "memory: {size: 17M, hugepages: true}",
+                "use a multiple of 2M",
+            ),
+            ("boot: {initrd: i}", "`initrd` needs a kernel"),
+            ("boot: {cmdline: c}", "`cmdline` needs a kernel"),
+            ("boot: {kernel: k, bios: b}", "leave out --kernel or --bios"),
+            ("boot: {kernel: ''}", "path of the kernel is empty"),
+            (
+                "boot: {kernel: k, cmdline: \"a\\nb\"}",
+                "the character '\\n'",
+            ),
+            ("disks: [{path: ''}]", "path of the disk is empty"),
+            (
+                "disks: [{path: a}, {path: a, ro: true}]",
+                "a is there twice",
+            ),
+            (
+                "disks: [{path: a, serial: 123456789012345678901}]",
+                "serial number of disk a",
+            ),
+            ("disks: [{path: a, serial: é}]", "serial number of disk a"),
+            (
+                "disks: [{path: a, serial: s}, {path: b, serial: s}]",
+                "serial number s is there",
+            ),
+            (
+                "disks: [{path: a, bootindex: 1}, {path: b, bootindex: 1}]",
+                "boot index 1 is there",
+            ),
+            (
+                "disks: [{path: a, format: raw, backing: [b]}]",
+                "Disk a is raw",
+            ),
+            ("disks: [{path: a, queues: 0}]", "use 1 to 16"),
+            (
+                "{boot: {kernel: k}, nets: [{tap: a/b}]}",
+                "can't name a tap device",
+            ),
+            (
+                "{boot: {kernel: k}, nets: [{tap: a}, {tap: a}]}",
+                "tap device a is there twice",
+            ),
+            (
+                "{boot: {kernel: k}, nets: [{tap: a, mac: '52:54:00:00:00:01'}, \
+                 {tap: b, mac: '52:54:00:00:00:01'}]}",
+                "52:54:00:00:00:01 is there twice",
+            ),
+            (
+                "{boot: {kernel: k}, nets: [{type: user, forwards: ['80:80']}, \
+                 {type: user, forwards: ['127.0.0.1:80:81']}]}",
+                "127.0.0.1:80:81 is there twice",
+            ),
+            (
+                "{boot: {kernel: k}, cloud_init: {hostname: -a}}",
+                "can't be a host name",
+            ),
+            (
+                "{boot: {kernel: k}, cloud_init: {hostname: a..b}}",
+                "can't be a host name",
+            ),
+            (
+                "{boot: {kernel: k}, cloud_init: {user_data: ''}}",
+                "path of the user-data is empty",
+            ),
+            (
+                "{boot: {kernel: k}, identity: {serial: ''}}",
+                "machine's serial number is unfit",
+            ),
+            (
+                "{boot: {kernel: k}, console: {output: {file: ''}}}",
+                "path of the console is empty",
+            ),
+            (
+                "{boot: {kernel: k}, debugcon: ''}",
+                "path of the debug port is empty",
+            ),
+        ] {
+            let error = check(yaml).unwrap_err();
+            assert!(error.contains(expected), "{yaml}: {error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn limits_are_exact() {
+        let config = |taps: usize, cmdline: usize| VmConfig {
+            boot: crate::BootConfig {
+                kernel: Some("k".into()),
+                cmdline: Some("a".repeat(cmdline)),
+                ..Default::default()
+            },
+            nets: (0..taps)
+                .map(|tap| format!("tap=t{tap}").parse().unwrap())
+                .collect(),
+            ..VmConfig::default()
+        };
+        assert_eq!(config(26, 2047).validate(), Ok(()));
+        assert_eq!(config(27, 0).validate(), Err(ConfigError::PciDevices(29)));
+        assert!(matches!(
+            config(0, 2048).validate(),
+            Err(ConfigError::Cmdline(_))
+        ));
+    }
+}
