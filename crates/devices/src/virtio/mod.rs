@@ -1,6 +1,6 @@
 //! virtio 1.2 over PCI: the transport and the devices.
 //!
-//! A device offers features, a config space and queues; the transport (`transport.rs`) does
+//! A device offers features, a config space and queues; the transport ([`transport`]) does
 //! everything that is the same for all of them. When the driver sets DRIVER_OK the transport
 //! hands the queues to the device, which serves them on a thread of its own or on the shared
 //! device thread until it is deactivated.
@@ -9,6 +9,7 @@ pub mod block;
 mod buffers;
 mod config_space;
 pub mod ring;
+pub mod transport;
 
 #[cfg(test)]
 #[path = "../../tests/driver/mod.rs"]
@@ -94,7 +95,8 @@ pub trait VirtioDevice: Send + Debug {
     /// The device type of virtio 1.2, section 5.
     fn device_type(&self) -> u16;
 
-    /// All the feature bits that the device offers, the ring features among them.
+    /// All the feature bits that the device offers, the ring features among them. The transport
+    /// adds VIRTIO_F_VERSION_1.
     fn features(&self) -> u64;
 
     /// Largest size of each queue. A power of two each.
@@ -109,7 +111,7 @@ pub trait VirtioDevice: Send + Debug {
     /// Starts to serve the queues.
     ///
     /// # Errors
-    /// Fails when a thread or an event can't be had; the transport then sets FAILED.
+    /// Fails when a thread or an event can't be had; the transport then sets DEVICE_NEEDS_RESET.
     fn activate(&mut self, activation: Activation) -> io::Result<()>;
 
     /// Stops serving and gives the queues back with their ring positions. Returns when no

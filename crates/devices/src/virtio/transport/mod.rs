@@ -1,0 +1,368 @@
+//! The PCI transport of virtio 1.2, section 4.1: modern only, everything in one memory BAR.
+//!
+//! Left out: the legacy and transitional interfaces, notification data, per-queue reset, shared
+//! memory regions and the administration queue.
+//!
+//! Access by configuration space (VIRTIO_PCI_CAP_PCI_CFG) has a limit of its own, because reads
+//! of configuration space are answered from memory: the BAR is read when the driver sets up the
+//! window (bar, offset, length), not when it reads the data. Drivers that set up the window for
+//! each access, as firmware does, can't tell the difference. Writes of the data are carried out.
+
+mod common_cfg;
+mod doorbells;
+mod interrupts;
+mod layout;
+mod window;
+
+use std::io;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+pub use common_cfg::{CommonState, QueueSetup};
+
+use common_cfg::CommonCfg;
+use doorbells::QueueDoorbells;
+use interrupts::Interrupts;
+use layout::{BAR, COMMON, DEVICE, ISR, MSIX_PENDING, MSIX_TABLE, NOTIFY, NOTIFY_STRIDE};
+use window::{ConfigWindow, WindowEvent};
+
+use super::{Activation, ActiveQueue, Notifier, VirtioDevice, status};
+use crate::GuestMemory;
+use crate::pci::config_space::{ConfigSpace, ConfigSpaceState};
+use crate::pci::msix::{Msix, MsixState};
+use crate::pci::{DecodedBars, PciError, PciFunction, PciSlot};
+use crate::platform::{IrqLine, MsiVectors, Platform};
+
+/// Status bits that the driver may set.
+const DRIVER_STATUS: u8 = status::ACKNOWLEDGE | status::DRIVER | status::FAILED;
+
+/// Why a device can't be put on the PCI bus.
+#[derive(Debug, thiserror::Error)]
+pub enum VirtioPciError {
+    /// The device has too many queues for the transport.
+    #[error(
+        "A virtio device can't have {queues} queues on PCI, at most {}",
+        layout::MAX_QUEUES
+    )]
+    TooManyQueues {
+        /// How many it has.
+        queues: usize,
+    },
+    /// A queue's largest size is no power of two up to 32768.
+    #[error("A virtio queue can't have {size} entries")]
+    InvalidQueueSize {
+        /// The size.
+        size: u16,
+    },
+    /// The function can't be described on PCI.
+    #[error(transparent)]
+    Pci(#[from] PciError),
+    /// The host has no more events.
+    #[error("Failed to create an event for a virtio queue")]
+    Kick(#[source] io::Error),
+}
+
+/// Where a virtio function sits in the machine.
+#[derive(Debug)]
+pub struct VirtioPciConfig {
+    /// The slot that was reserved for it.
+    pub slot: PciSlot,
+    /// The machine.
+    pub platform: Platform,
+    /// As many vectors as [`VirtioPci::vectors_needed`] says.
+    pub msi: Arc<dyn MsiVectors>,
+    /// The line of interrupt pin A.
+    pub intx: Arc<dyn IrqLine>,
+    /// Guest memory.
+    pub memory: Arc<GuestMemory>,
+    /// Address of the BAR after power-on, for machines without firmware. A multiple of
+    /// [`VirtioPci::BAR_LEN`].
+    pub bar_address: Option<u32>,
+}
+
+/// A virtio device as a PCI function.
+#[derive(Debug)]
+pub struct VirtioPci {
+    device: Box<dyn VirtioDevice>,
+    memory: Arc<GuestMemory>,
+    config: ConfigSpace,
+    window: ConfigWindow,
+    msix: Msix,
+    common: CommonCfg,
+    interrupts: Arc<Interrupts>,
+    doorbells: QueueDoorbells,
+    /// The device serves its queues.
+    active: bool,
+}
+
+impl VirtioPci {
+    /// Length of the memory BAR in bytes.
+    pub const BAR_LEN: u32 = layout::BAR_LEN;
+
+    /// Number of MSI-X vectors that the function of `device` has: one for config changes and one
+    /// for each queue.
+    ///
+    /// # Errors
+    /// Refuses a device with more queues than there is room for.
+    pub fn vectors_needed(device: &dyn VirtioDevice) -> Result<u16, VirtioPciError> {
+        let queues = device.queue_sizes().len();
+        match u16::try_from(queues + 1) {
+            Ok(vectors) if queues <= layout::MAX_QUEUES => Ok(vectors),
+            _ => Err(VirtioPciError::TooManyQueues { queues }),
+        }
+    }
+
+    /// Makes a function of `device`.
+    ///
+    /// # Errors
+    /// Refuses a device that the transport can't express and fails when the host has no more
+    /// events.
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        config: VirtioPciConfig,
+    ) -> Result<Self, VirtioPciError> {
+        let vectors = Self::vectors_needed(&*device)?;
+        let sizes = device.queue_sizes();
+        if let Some(size) = sizes.iter().copied().find(|size| !size.is_power_of_two()) {
+            return Err(VirtioPciError::InvalidQueueSize { size });
+        }
+        let address = config.bar_address.unwrap_or(0);
+        let mut builder = layout::builder(device.device_type(), address)?;
+        let msix = Msix::add_capability(&mut builder, layout::MSIX, vectors)?;
+        let window = layout::add_capabilities(&mut builder, vectors - 1)?;
+        let space = builder.build(config.slot);
+
+        let page = space.page().clone();
+        let msix = Msix::new(page.clone(), msix, vectors, config.msi.clone());
+        let interrupts = Arc::new(Interrupts::new(
+            sizes.len(),
+            config.msi,
+            msix.control().clone(),
+            config.intx,
+            page.clone(),
+        ));
+        let doorbells = QueueDoorbells::new(config.platform.doorbells, sizes.len());
+        Ok(Self {
+            common: CommonCfg::new(device.features(), sizes, interrupts.clone()),
+            doorbells: doorbells.map_err(VirtioPciError::Kick)?,
+            window: ConfigWindow::new(page, window),
+            memory: config.memory,
+            config: space,
+            msix,
+            interrupts,
+            device,
+            active: false,
+        })
+    }
+
+    /// The function's state with the queues' positions.
+    ///
+    /// A running device is stopped for that and started again; call this with the vCPUs paused.
+    pub fn state(&mut self) -> VirtioPciState {
+        if self.active {
+            let queues = self.device.deactivate();
+            self.common.record_positions(&queues);
+            let indices: Vec<_> = queues.iter().map(|queue| queue.index.into()).collect();
+            self.start(queues);
+            for index in indices {
+                self.doorbells.ring(index);
+            }
+        }
+        VirtioPciState {
+            config: self.config.state(),
+            msix: self.msix.state(),
+            status: self.interrupts.status().get(),
+            generation: self.interrupts.status().generation(),
+            isr: self.interrupts.isr(),
+            config_vector: self.interrupts.config_vector(),
+            queue_vectors: (0..)
+                .zip(&self.common.state().queues)
+                .map(|(index, _)| self.interrupts.queue_vector(index))
+                .collect(),
+            common: self.common.state().clone(),
+        }
+    }
+
+    fn write_status(&mut self, value: u8) {
+        if value == 0 {
+            return self.reset_device();
+        }
+        let status = self.interrupts.status();
+        let new = value & !status.get();
+        status.add(new & DRIVER_STATUS);
+        if new & status::FEATURES_OK != 0 && self.common.features_acceptable() {
+            status.add(status::FEATURES_OK);
+        }
+        if new & status::DRIVER_OK != 0 && status.get() & status::FEATURES_OK != 0 {
+            status.add(status::DRIVER_OK);
+            if status.get() & (status::FAILED | status::DEVICE_NEEDS_RESET) == 0 {
+                self.activate();
+            }
+        }
+    }
+
+    /// Takes the driver's queues into service; a driver whose queues are invalid is asked for a
+    /// reset.
+    fn activate(&mut self) {
+        match self.common.build_queues(&self.memory) {
+            Ok(queues) => {
+                let active = queues.into_iter().filter_map(|(index, queue)| {
+                    let kick = self.doorbells.kick(index)?.clone();
+                    Some(ActiveQueue { index, queue, kick })
+                });
+                let active = active.collect();
+                self.start(active);
+            }
+            Err(error) => self.interrupts.needs_reset(&error),
+        }
+    }
+
+    fn start(&mut self, queues: Vec<ActiveQueue>) {
+        let started = self.device.activate(Activation {
+            memory: self.memory.clone(),
+            features: self.common.features(),
+            queues,
+            notifier: self.interrupts.clone(),
+        });
+        self.active = started.is_ok();
+        if let Err(error) = started {
+            tracing::error!(%error, "failed to start a virtio device");
+            self.interrupts.set_needs_reset();
+        }
+        self.place_doorbells();
+    }
+
+    /// The driver's reset. Returns when the device serves no request any more.
+    fn reset_device(&mut self) {
+        self.doorbells.place(None, |_| false);
+        if self.active {
+            self.active = false;
+            self.device.deactivate();
+        }
+        self.common.reset();
+        self.interrupts.reset();
+    }
+
+    fn place_doorbells(&mut self) {
+        let [bar, ..] = self.config.decoded();
+        let base = bar.filter(|_| self.active).map(|bar| bar.base);
+        let common = &self.common;
+        self.doorbells
+            .place(base, |index| common.queue_enabled(index));
+    }
+
+    fn read_region(&mut self, offset: u64, data: &mut [u8]) {
+        let len = data.len();
+        if let Some(at) = COMMON.find(offset, len) {
+            self.common.read(at, data);
+        } else if let Some(at) = ISR.find(offset, len) {
+            data.fill(0);
+            if let (0, [isr, ..]) = (at, data) {
+                *isr = self.interrupts.take_isr();
+            }
+        } else if let Some(at) = DEVICE.find(offset, len) {
+            data.fill(0);
+            self.device.read_config(at, data);
+        } else if NOTIFY.find(offset, len).is_some() {
+            data.fill(0);
+        } else if let Some(at) = MSIX_TABLE.find(offset, len) {
+            self.msix.read_table(at, data);
+        } else if let Some(at) = MSIX_PENDING.find(offset, len) {
+            self.msix.read_pending(at, data);
+        }
+    }
+
+    fn write_region(&mut self, offset: u64, data: &[u8]) {
+        let len = data.len();
+        if let Some(at) = COMMON.find(offset, len) {
+            if let Some(status) = self.common.write(at, data) {
+                self.write_status(status);
+            }
+        } else if let Some(at) = DEVICE.find(offset, len) {
+            self.device.write_config(at, data);
+        } else if let Some(at) = NOTIFY.find(offset, len) {
+            let index = usize::try_from(at / u64::from(NOTIFY_STRIDE)).unwrap_or(usize::MAX);
+            if self.active && self.common.queue_enabled(index) {
+                self.doorbells.ring(index);
+            }
+        } else if let Some(at) = MSIX_TABLE.find(offset, len) {
+            self.msix.write_table(at, data);
+        }
+    }
+
+    /// Carries out what a write at `offset` of configuration space asks of the window.
+    fn access_window(&mut self, offset: u16, len: usize) {
+        let Some(access) = self.window.access(offset, len) else {
+            return;
+        };
+        if access.event == WindowEvent::Written {
+            self.write_region(access.offset, access.data());
+        }
+        let mut data = [0xff; 4];
+        if ISR.find(access.offset, access.len) == Some(0) && access.event != WindowEvent::Completed
+        {
+            data[0] = self.interrupts.isr();
+        } else if let Some(data) = data.get_mut(..access.len) {
+            self.read_region(access.offset, data);
+        }
+        self.window.set_data(data);
+    }
+}
+
+impl PciFunction for VirtioPci {
+    fn config_write(&mut self, offset: u16, data: &[u8]) {
+        let gates = self.interrupts.gates();
+        self.config.write(offset, data);
+        if self.interrupts.gates() != gates {
+            self.interrupts.sync_line();
+        }
+        self.msix.update();
+        self.place_doorbells();
+        self.access_window(offset, data.len());
+    }
+
+    fn decoded(&self) -> DecodedBars {
+        self.config.decoded()
+    }
+
+    fn bar_read(&mut self, bar: u8, offset: u64, data: &mut [u8]) {
+        if bar == BAR {
+            self.read_region(offset, data);
+        }
+    }
+
+    fn bar_write(&mut self, bar: u8, offset: u64, data: &[u8]) {
+        if bar == BAR {
+            self.write_region(offset, data);
+        }
+    }
+
+    fn reset(&mut self) {
+        self.reset_device();
+        self.config.reset();
+        self.msix.reset();
+        self.interrupts.sync_line();
+    }
+}
+
+/// State of a [`VirtioPci`], apart from the device's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VirtioPciState {
+    /// Configuration space.
+    pub config: ConfigSpaceState,
+    /// MSI-X table.
+    pub msix: MsixState,
+    /// Common configuration structure.
+    pub common: CommonState,
+    /// Device status.
+    pub status: u8,
+    /// Config generation.
+    pub generation: u32,
+    /// ISR status.
+    pub isr: u8,
+    /// MSI-X vector of config changes.
+    pub config_vector: u16,
+    /// MSI-X vector of each queue.
+    pub queue_vectors: Vec<u16>,
+}
