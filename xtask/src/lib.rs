@@ -3,6 +3,7 @@
 
 pub mod agent;
 pub mod cache;
+pub mod host;
 pub mod images;
 mod kernel;
 pub mod kvm;

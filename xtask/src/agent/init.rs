@@ -20,10 +20,10 @@ const MODULES: &[&str] = &[
     "veth",
     "macvtap",
     "loop",
+    "crc32c_generic",
     "nf_tables",
     "9p",
     "9pnet_virtio",
-    "fuse",
 ];
 
 /// Brings L1 up and stays as its process 1.

@@ -1,5 +1,6 @@
 //! The command line: what each task is called and does.
 
+mod images;
 mod lab;
 
 use std::process::ExitCode;
@@ -19,6 +20,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Task {
     Lab(lab::LabCommand),
+    Images(images::ImagesCommand),
     /// Tell whether this host's KVM runs stock kernels; if not, tasks use the lab.
     ///
     /// Exit code 0 when it does, 1 when not.
@@ -46,6 +48,7 @@ impl Cli {
     pub fn run(self) -> Result<ExitCode> {
         match self.task {
             Task::Lab(command) => command.run(),
+            Task::Images(command) => command.run(),
             Task::DoctorKvm { json } => doctor_kvm(json),
             Task::Agent(AgentCommand::Init) => xtask::agent::init().map(|()| ExitCode::SUCCESS),
             Task::Agent(AgentCommand::Serve) => xtask::agent::serve().map(|()| ExitCode::SUCCESS),

@@ -1,1 +1,141 @@
-//! Test images.
+//! The disk images and kernels the tests and `cargo xtask run` boot, made of distribution packages
+//! and kept until their recipe changes.
+
+mod debian12;
+mod disk;
+mod kernel;
+mod mini;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::cache::{self, DirLock};
+use crate::lab::{Layout, setup_tools};
+use crate::packages::{Mirror, Tools};
+use crate::progress::step;
+
+/// One kind of test image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Image {
+    /// A stock kernel as bzImage and as ELF, and a small initial RAM disk for booting it directly.
+    Kernel,
+    /// A 64 MiB disk with MBR, GRUB, the stock kernel and busybox; boots in seconds.
+    Mini,
+    /// A whole distribution on a GPT disk: GRUB for BIOS and UEFI, systemd, cloud-init, ssh.
+    Debian12,
+}
+
+/// Where the images lie.
+#[derive(Debug, Clone)]
+pub struct Images {
+    dir: PathBuf,
+}
+
+/// What the making of an image works with.
+struct Workshop {
+    mirror: Mirror,
+    tools: Tools,
+    /// Where apt's lists and downloads are kept.
+    apt: PathBuf,
+}
+
+impl Images {
+    /// The images of this user, or of `$EDGEVMM_IMAGES`.
+    #[must_use]
+    pub fn of_this_user() -> Self {
+        Self { dir: cache::images_dir() }
+    }
+
+    /// The kernel as bzImage.
+    #[must_use]
+    pub fn vmlinuz(&self) -> PathBuf {
+        self.dir.join("kernel/vmlinuz")
+    }
+
+    /// The same kernel as ELF with a PVH entry.
+    #[must_use]
+    pub fn vmlinux(&self) -> PathBuf {
+        self.dir.join("kernel/vmlinux")
+    }
+
+    /// An initial RAM disk that says `INIT-FIRST-LINE` on the console and powers off; with
+    /// `edgevmm.shell` on the kernel's command line it loads the virtio drivers, gets an address by
+    /// DHCP and gives a shell instead.
+    #[must_use]
+    pub fn initrd(&self) -> PathBuf {
+        self.dir.join("kernel/initrd")
+    }
+
+    /// The mini disk, raw.
+    #[must_use]
+    pub fn mini_raw(&self) -> PathBuf {
+        self.dir.join("mini/mini.raw")
+    }
+
+    /// The mini disk as qcow2.
+    #[must_use]
+    pub fn mini_qcow2(&self) -> PathBuf {
+        self.dir.join("mini/mini.qcow2")
+    }
+
+    /// The distribution's disk, qcow2.
+    #[must_use]
+    pub fn debian12(&self) -> PathBuf {
+        self.dir.join("debian12/debian12.qcow2")
+    }
+
+    /// The files of one kind.
+    #[must_use]
+    pub fn files(&self, image: Image) -> Vec<PathBuf> {
+        match image {
+            Image::Kernel => vec![self.vmlinuz(), self.vmlinux(), self.initrd()],
+            Image::Mini => vec![self.mini_raw(), self.mini_qcow2()],
+            Image::Debian12 => vec![self.debian12()],
+        }
+    }
+
+    /// Makes an image unless it is there, made by this recipe.
+    ///
+    /// # Errors
+    /// No apt, no network, or not enough disk.
+    pub fn ensure(&self, image: Image) -> Result<()> {
+        let mirror = Mirror::of_this_system()?;
+        let kernel = cache::recipe((&mirror, kernel::RECIPE));
+        let (name, recipe) = match image {
+            Image::Kernel => ("kernel", kernel),
+            Image::Mini => ("mini", cache::recipe((kernel, mini::RECIPE, disk::RECIPE))),
+            Image::Debian12 => {
+                ("debian12", cache::recipe((&mirror, debian12::RECIPE, disk::RECIPE)))
+            }
+        };
+        let dir = self.dir.join(name);
+        if cache::is_fresh(&dir, recipe) {
+            return Ok(());
+        }
+        if image == Image::Mini {
+            self.ensure(Image::Kernel)?;
+        }
+        let layout = Layout::of_this_user();
+        let tools = setup_tools(&layout)?;
+        let workshop = Workshop { mirror, tools, apt: layout.dir().join("apt") };
+        let _lock = DirLock::exclusive(&self.dir)?;
+        cache::ensure(&dir, recipe, |dir| {
+            step(&format!("Making the test image '{name}'"), || match image {
+                Image::Kernel => kernel::make(&workshop, dir),
+                Image::Mini => mini::make(&workshop, &kernel::tree(&self.dir.join("kernel")), dir),
+                Image::Debian12 => debian12::make(&workshop, dir),
+            })
+        })
+        .map(drop)
+    }
+}
+
+/// Writes a text file, making its directory.
+fn write(path: &Path, text: &str) -> Result<()> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    fs::write(path, text).with_context(|| format!("Cannot write {}", path.display()))
+}

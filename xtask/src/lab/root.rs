@@ -123,6 +123,9 @@ const MODULES: &[&str] = &[
     "act_mirred",
     "af_packet",
     "msr",
+    // Asked for by name by what needs CRC-32C: nf_tables, ext4, xfs.
+    "crc32c-intel",
+    "crc32c_generic",
 ];
 
 /// Directories of modules taken as a whole.
