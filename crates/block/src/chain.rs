@@ -10,20 +10,21 @@ use imago::raw::Raw;
 use crate::host_file::HostFile;
 use crate::probe::probe_file;
 use crate::qcow2::{self, Header};
+use crate::storage::ImageFile;
 use crate::{BackingFile, BlockError, ImageFormat, lock};
 
 /// One image, examined but not opened yet.
 #[derive(Debug)]
 pub struct Layer {
     /// Its file.
-    pub file: HostFile,
+    pub file: ImageFile,
     /// Its header, if it is a qcow2 image.
     pub header: Option<Header>,
 }
 
 impl Layer {
     /// Examines an image of `format`, which is probed if absent.
-    pub fn new(file: HostFile, format: Option<ImageFormat>) -> Result<Self, BlockError> {
+    pub fn new(file: ImageFile, format: Option<ImageFormat>) -> Result<Self, BlockError> {
         let format = match format {
             Some(format) => format,
             None => probe_file(&file)?,
@@ -35,17 +36,16 @@ impl Layer {
         Ok(Self { file, header })
     }
 
-    /// Opens the image as a layer on top of `backing`.
-    pub fn open(
+    /// Opens the image on top of `backing` for reading.
+    pub fn open_read_only(
         self,
-        backing: Option<FormatAccess<HostFile>>,
-        writable: bool,
-    ) -> Result<FormatAccess<HostFile>, BlockError> {
+        backing: Option<FormatAccess<ImageFile>>,
+    ) -> Result<FormatAccess<ImageFile>, BlockError> {
         match self.header {
-            Some(header) => qcow2::open_layer(self.file, &header, backing, writable),
+            Some(header) => qcow2::open_read_only(self.file, &header, backing),
             None => {
-                let name = self.file.name().to_owned();
-                Raw::open_image(self.file, writable)
+                let name = self.file.host().name().to_owned();
+                Raw::open_image(self.file, false)
                     .map(FormatAccess::new)
                     .map_err(|source| BlockError::File {
                         op: "open",
@@ -62,7 +62,7 @@ pub fn open_backing(
     top: &Layer,
     files: Vec<BackingFile>,
     direct: bool,
-) -> Result<Option<FormatAccess<HostFile>>, BlockError> {
+) -> Result<Option<FormatAccess<ImageFile>>, BlockError> {
     let mut layers = Vec::with_capacity(files.len());
     let mut above = top;
     for given in files {
@@ -76,14 +76,14 @@ pub fn open_backing(
         .and_then(|header| header.backing.clone())
     {
         return Err(BlockError::BackingNotGiven {
-            path: above.file.name().to_owned(),
+            path: above.file.host().name().to_owned(),
             wanted,
         });
     }
     let mut opened = None;
     for layer in layers.into_iter().rev() {
-        lock::lock(&layer.file, false)?;
-        opened = Some(layer.open(opened, false)?);
+        lock::lock(layer.file.host(), false)?;
+        opened = Some(layer.open_read_only(opened)?);
     }
     Ok(opened)
 }
@@ -96,11 +96,11 @@ fn examine(above: &Layer, given: BackingFile, direct: bool) -> Result<Layer, Blo
         .filter(|header| header.backing.is_some())
     else {
         return Err(BlockError::BackingNotWanted {
-            path: above.file.name().to_owned(),
+            path: above.file.host().name().to_owned(),
             given: given.path_hint,
         });
     };
-    let file = HostFile::new(given.file, &given.path_hint, direct)?;
+    let file = ImageFile::new(HostFile::new(given.file, &given.path_hint, direct)?);
     let format = backing_format(&file, header.backing_format.as_deref(), given.format)?;
     Layer::new(file, Some(format))
 }
@@ -110,12 +110,12 @@ fn examine(above: &Layer, given: BackingFile, direct: bool) -> Result<Layer, Blo
 /// A guest may have written a qcow2 header into what was its raw disk. So content that looks like
 /// qcow2 is raw only where the image above says so, and is never qcow2 against its word.
 fn backing_format(
-    file: &HostFile,
+    file: &ImageFile,
     named: Option<&str>,
     given: Option<ImageFormat>,
 ) -> Result<ImageFormat, BlockError> {
     let mismatch = |found, who, expected: String, hint| BlockError::BackingFormat {
-        path: file.name().to_owned(),
+        path: file.host().name().to_owned(),
         found,
         who,
         expected,

@@ -9,7 +9,6 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
-use imago::storage::drivers::CommonStorageHelper;
 use libc::iovec;
 
 use crate::BlockError;
@@ -50,9 +49,6 @@ pub struct HostFile {
     sector: usize,
     physical_block: u32,
     device_size: Option<u64>,
-    /// Header feature bits that a reader of this file must not see; see [`Self::hide_features`].
-    hidden_features: u8,
-    helper: CommonStorageHelper,
 }
 
 impl HostFile {
@@ -98,8 +94,6 @@ impl HostFile {
             sector,
             physical_block: physical.max(512),
             device_size,
-            hidden_features: 0,
-            helper: CommonStorageHelper::default(),
         })
     }
 
@@ -128,24 +122,12 @@ impl HostFile {
         self.physical_block
     }
 
-    /// What imago's write serialisation needs to keep with each file.
-    pub fn helper(&self) -> &CommonStorageHelper {
-        &self.helper
-    }
-
     /// Current length in bytes.
     pub fn len(&self) -> io::Result<u64> {
         match self.device_size {
             Some(size) => Ok(size),
             None => Ok(self.file.metadata()?.len()),
         }
-    }
-
-    /// Lets the qcow2 header of a file that is only read appear without the feature bits `mask`.
-    ///
-    /// "Not closed cleanly" and "corrupt" forbid writing, not reading, but imago refuses both.
-    pub fn hide_features(&mut self, mask: u8) {
-        self.hidden_features = mask;
     }
 
     /// Fills the memory of `iovecs` from `offset`; past the end of the file it reads zeroes.
@@ -222,8 +204,6 @@ impl HostFile {
                 )
                 .into_result()
             })?;
-            // SAFETY: the kernel has filled `done` bytes of the memory the caller vouches for.
-            unsafe { self.hide_in(rest, at, done) };
             at = at
                 .checked_add(done as u64)
                 .ok_or(io::ErrorKind::InvalidInput)?;
@@ -239,44 +219,6 @@ impl HostFile {
             }
         }
         Ok(())
-    }
-
-    /// Clears [`Self::hide_features`] bits in `done` bytes just read from `offset`.
-    ///
-    /// # Safety
-    ///
-    /// The first `done` bytes that `iovecs` describe must be writable.
-    unsafe fn hide_in(&self, iovecs: &[iovec], offset: u64, done: usize) {
-        /// Least significant byte of the version 3 header's incompatible features.
-        const FEATURES_AT: u64 = 79;
-        if self.hidden_features == 0 || offset > FEATURES_AT {
-            return;
-        }
-        let Ok(mut skip) = usize::try_from(FEATURES_AT - offset) else {
-            return;
-        };
-        if skip >= done {
-            return;
-        }
-        for vec in iovecs {
-            if skip < vec.iov_len {
-                // SAFETY: `skip` is inside this iovec, whose memory the caller vouches for.
-                unsafe { *vec.iov_base.cast::<u8>().add(skip) &= !self.hidden_features };
-                return;
-            }
-            skip -= vec.iov_len;
-        }
-    }
-
-    /// Reads all of `buf` from `offset`; fails if the file ends before.
-    pub fn read_exact(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let end = offset
-            .checked_add(buf.len() as u64)
-            .ok_or(io::ErrorKind::InvalidInput)?;
-        if end > self.len()? {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        imago::StorageExt::read(self, buf, offset)
     }
 
     /// Makes a range read as zeroes, as cheaply as the host can; `unmap` lets its space go.

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use crate::chain::{Layer, open_backing};
 use crate::host_file::{HostFile, check_kind};
-use crate::qcow2::{Kind, Qcow2Disk};
+use crate::qcow2::{self, Kind, Qcow2Disk};
 use crate::raw::RawDisk;
+use crate::storage::ImageFile;
 use crate::{BlockBackend, BlockError, ImageFormat, lock, snapshot};
 
 /// One file below an image, always used read-only.
@@ -93,37 +94,45 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn BlockBackend>, BlockError> {
     let writable = !read_only && !snapshot;
     let file = HostFile::new(file, &path_hint, direct)?;
     lock::lock(&file, writable)?;
-    let top = Layer::new(file, format)?;
+    let top = Layer::new(ImageFile::new(file), format)?;
     let backing = open_backing(&top, backing, direct)?;
     if snapshot && !read_only {
-        let (overlay, cluster) = snapshot::overlay(top.open(backing, false)?, &path_hint)?;
-        return Ok(Arc::new(Qcow2Disk::new(
-            overlay,
-            path_hint,
-            cluster,
-            Kind::Temporary,
-        )));
+        let (overlay, cluster) = snapshot::overlay(top.open_read_only(backing)?, &path_hint)?;
+        let disk = Qcow2Disk::new(overlay, path_hint, cluster, Kind::Temporary, None);
+        return Ok(Arc::new(disk));
     }
     let Some(header) = top.header.clone() else {
-        let disk = RawDisk::new(top.file, read_only).map_err(|source| BlockError::File {
-            op: "open",
-            path: path_hint,
-            source,
-        })?;
-        return Ok(Arc::new(disk));
+        return RawDisk::new(top.file, read_only)
+            .map(|disk| Arc::new(disk) as Arc<dyn BlockBackend>)
+            .map_err(|source| BlockError::File {
+                op: "open",
+                path: path_hint,
+                source,
+            });
     };
-    let kind = match (read_only, header.version, &backing) {
-        (true, ..) => Kind::ReadOnly,
-        (_, 2, None) => Kind::WritableV2,
-        (_, 2, Some(_)) => Kind::WritableV2Overlay,
+    let cluster = header.cluster_size();
+    if read_only {
+        let image = top.open_read_only(backing)?;
+        return Ok(Arc::new(Qcow2Disk::new(
+            image,
+            path_hint,
+            cluster,
+            Kind::ReadOnly,
+            None,
+        )));
+    }
+    let kind = match (header.version, &backing) {
+        (2, None) => Kind::WritableV2,
+        (2, Some(_)) => Kind::WritableV2Overlay,
         _ => Kind::Writable,
     };
-    let image = top.open(backing, writable)?;
+    let (image, order) = qcow2::open_writable(top.file, &header, backing)?;
     Ok(Arc::new(Qcow2Disk::new(
         image,
         path_hint,
-        header.cluster_size(),
+        cluster,
         kind,
+        Some(order),
     )))
 }
 
@@ -133,7 +142,7 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn BlockBackend>, BlockError> {
 ///
 /// As [`open`], as far as the image's header decides.
 pub fn info(file: File, path_hint: &str) -> Result<ImageInfo, BlockError> {
-    let layer = Layer::new(HostFile::new(file, path_hint, false)?, None)?;
+    let layer = Layer::new(ImageFile::new(HostFile::new(file, path_hint, false)?), None)?;
     match layer.header {
         Some(header) => Ok(ImageInfo {
             format: ImageFormat::Qcow2,
@@ -143,7 +152,7 @@ pub fn info(file: File, path_hint: &str) -> Result<ImageInfo, BlockError> {
         }),
         None => Ok(ImageInfo {
             format: ImageFormat::Raw,
-            size: layer.file.len().map_err(|source| BlockError::File {
+            size: layer.file.host().len().map_err(|source| BlockError::File {
                 op: "examine",
                 path: path_hint.to_owned(),
                 source,

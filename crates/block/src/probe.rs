@@ -6,6 +6,7 @@ use std::io;
 
 use crate::BlockError;
 use crate::host_file::HostFile;
+use crate::storage::ImageFile;
 
 /// How the bytes of an image file make up a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,27 +68,27 @@ pub fn probe(file: &File) -> Result<ImageFormat, BlockError> {
         source,
     };
     let file = HostFile::new(file.try_clone().map_err(failed)?, "image", false)?;
-    probe_file(&file)
+    probe_file(&ImageFile::new(file))
 }
 
 /// [`probe`], with the image's name in its errors.
-pub fn probe_file(file: &HostFile) -> Result<ImageFormat, BlockError> {
+pub fn probe_file(file: &ImageFile) -> Result<ImageFormat, BlockError> {
     let failed = |source: io::Error| BlockError::File {
         op: "read",
-        path: file.name().into(),
+        path: file.host().name().into(),
         source,
     };
-    let len = file.len().map_err(failed)?;
+    let len = file.host().len().map_err(failed)?;
     if len == 0 {
         return Err(BlockError::Empty {
-            path: file.name().into(),
+            path: file.host().name().into(),
         });
     }
     let mut head = [0; HEAD_LEN];
     let present = usize::try_from(len).unwrap_or(HEAD_LEN).min(HEAD_LEN);
     file.read_exact(&mut head[..present], 0).map_err(failed)?;
     probe_head(&head).map_err(|(format, hint)| BlockError::UnsupportedFormat {
-        path: file.name().into(),
+        path: file.host().name().into(),
         format,
         hint,
     })

@@ -10,7 +10,7 @@ use imago::StorageExt;
 use imago::io_buffers::{IoVector, IoVectorMut};
 use libc::iovec;
 
-use crate::host_file::HostFile;
+use crate::storage::ImageFile;
 use crate::{
     BlockBackend, BlockError, Limits, SECTOR_SIZE, VolatileSlice, check_range, io_error, total_len,
 };
@@ -18,7 +18,7 @@ use crate::{
 /// A raw image.
 #[derive(Debug)]
 pub struct RawDisk {
-    file: HostFile,
+    file: ImageFile,
     size: u64,
     read_only: bool,
     direct: bool,
@@ -32,12 +32,13 @@ impl RawDisk {
     /// A length that is no multiple of a sector is rounded up, so that the guest can reach every
     /// byte of the file: the missing bytes read as zeroes and the first write to them extends the
     /// file.
-    pub fn new(file: HostFile, read_only: bool) -> io::Result<Self> {
+    pub fn new(file: ImageFile, read_only: bool) -> io::Result<Self> {
         let size = file
+            .host()
             .len()?
             .checked_next_multiple_of(SECTOR_SIZE)
             .ok_or(io::ErrorKind::FileTooLarge)?;
-        let direct = file.align().request > 1;
+        let direct = file.host().align().request > 1;
         Ok(Self {
             file,
             size,
@@ -79,11 +80,11 @@ impl BlockBackend for RawDisk {
     fn limits(&self) -> Limits {
         Limits {
             logical_block: 512,
-            physical_block: self.file.physical_block(),
+            physical_block: self.file.host().physical_block(),
             discard_granularity: if self.read_only {
                 0
             } else {
-                self.file.physical_block()
+                self.file.host().physical_block()
             },
         }
     }
@@ -104,7 +105,7 @@ impl BlockBackend for RawDisk {
             });
             // SAFETY: a VolatileSlice is writable for as long as it is borrowed; its pointer guard
             // holds nothing, as guest memory is always mapped here.
-            unsafe { self.file.read_at(iovecs, offset) }
+            unsafe { self.file.host().read_at(iovecs, offset) }
         };
         done.map_err(io_error("read", offset, len))
     }
@@ -124,13 +125,13 @@ impl BlockBackend for RawDisk {
             });
             // SAFETY: a VolatileSlice is readable for as long as it is borrowed; its pointer guard
             // holds nothing, as guest memory is always mapped here.
-            unsafe { self.file.write_at(iovecs, offset) }
+            unsafe { self.file.host().write_at(iovecs, offset) }
         })
     }
 
     fn flush(&self) -> Result<(), BlockError> {
         if self.dirty.swap(false, Ordering::AcqRel) {
-            self.file.sync().map_err(|source| {
+            self.file.host().sync().map_err(|source| {
                 self.dirty.store(true, Ordering::Release);
                 BlockError::Flush(source)
             })?;
@@ -158,7 +159,7 @@ impl BlockBackend for RawDisk {
 impl Drop for RawDisk {
     fn drop(&mut self) {
         if let Err(err) = self.flush() {
-            tracing::error!(disk = self.file.name(), error = ?err, "Final flush failed");
+            tracing::error!(disk = self.file.host().name(), error = ?err, "Final flush failed");
         }
     }
 }

@@ -8,6 +8,7 @@ use imago::qcow2::Qcow2;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder};
 
 use crate::host_file::HostFile;
+use crate::storage::ImageFile;
 use crate::{BlockError, SECTOR_SIZE};
 
 /// Clusters of the overlay, in bytes: small ones copy less around a small write, large ones need
@@ -19,9 +20,9 @@ const LARGE_CLUSTER_SIZE: u64 = 64 << 10;
 
 /// Puts an empty overlay over `base` and returns it with its cluster size in bytes.
 pub fn overlay(
-    base: FormatAccess<HostFile>,
+    base: FormatAccess<ImageFile>,
     name: &str,
-) -> Result<(FormatAccess<HostFile>, u64), BlockError> {
+) -> Result<(FormatAccess<ImageFile>, u64), BlockError> {
     let size = base.size().next_multiple_of(SECTOR_SIZE);
     let cluster_size = if size <= MAX_SMALL {
         CLUSTER_SIZE
@@ -34,8 +35,8 @@ pub fn overlay(
         dir: dir.display().to_string(),
         source,
     };
-    let file = HostFile::new(file, "snapshot", false)?;
-    Qcow2::<HostFile>::create_builder(file)
+    let file = ImageFile::new(HostFile::new(file, "snapshot", false)?);
+    Qcow2::<ImageFile>::create_builder(file)
         .size(size)
         .cluster_size(usize::try_from(cluster_size).unwrap_or(usize::MAX))
         .create_open(DenyImplicitOpenGate::default(), |file| {

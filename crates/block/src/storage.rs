@@ -1,64 +1,161 @@
-//! [`HostFile`] as imago's storage below an image format.
+//! An image's file as imago's storage below the format.
 //!
 //! imago has a storage of its own for files. This one shares the I/O of raw images, does not hold
-//! up requests while a flush waits for the disk, and has no way to open a file by name.
+//! up requests while a flush waits for the disk, keeps the writes of a qcow2 image in order, and
+//! has no way to open a file by name.
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 
-use imago::Storage;
 use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::storage::drivers::CommonStorageHelper;
+use imago::{Storage, StorageExt};
+use libc::iovec;
 
 use crate::host_file::HostFile;
+use crate::qcow2::WriteOrder;
 
-impl fmt::Display for HostFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+/// Where the version 3 header has the low byte of the incompatible features.
+const FEATURES_AT: u64 = 79;
+
+/// The file of one image.
+#[derive(Debug)]
+pub struct ImageFile {
+    host: Arc<HostFile>,
+    helper: CommonStorageHelper,
+    hidden_features: u8,
+    order: Option<Arc<WriteOrder>>,
+}
+
+impl ImageFile {
+    /// Wraps an opened file.
+    pub fn new(host: HostFile) -> Self {
+        Self {
+            host: Arc::new(host),
+            helper: CommonStorageHelper::default(),
+            hidden_features: 0,
+            order: None,
+        }
+    }
+
+    /// The file itself.
+    pub fn host(&self) -> &Arc<HostFile> {
+        &self.host
+    }
+
+    /// Lets the qcow2 header of a file that is only read appear without the feature bits `mask`.
+    ///
+    /// "Not closed cleanly" and "corrupt" forbid writing, not reading, but imago refuses both.
+    pub fn hide_features(&mut self, mask: u8) {
+        self.hidden_features = mask;
+    }
+
+    /// Sends all writes from now on through `order`.
+    pub fn set_order(&mut self, order: Arc<WriteOrder>) {
+        self.order = Some(order);
+    }
+
+    /// Reads all of `buf` from `offset`; fails if the file ends before.
+    pub fn read_exact(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let end = offset
+            .checked_add(buf.len() as u64)
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        if end > self.host.len()? {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        StorageExt::read(self, buf, offset)
+    }
+
+    /// Clears the hidden feature bits in memory just read from `offset`.
+    ///
+    /// # Safety
+    ///
+    /// Every `iovec` must describe memory that is writable.
+    unsafe fn hide_in(&self, iovecs: &[iovec], offset: u64) {
+        let Some(mut skip) = FEATURES_AT
+            .checked_sub(offset)
+            .and_then(|at| at.try_into().ok())
+        else {
+            return;
+        };
+        for vec in iovecs {
+            if skip < vec.iov_len {
+                // SAFETY: `skip` is inside this iovec, whose memory the caller vouches for.
+                unsafe { *vec.iov_base.cast::<u8>().add(skip) &= !self.hidden_features };
+                return;
+            }
+            skip -= vec.iov_len;
+        }
+    }
+
+    fn data_written(&self, done: io::Result<()>) -> io::Result<()> {
+        if let Some(order) = &self.order {
+            order.data_written();
+        }
+        done
     }
 }
 
-impl Storage for HostFile {
+impl fmt::Display for ImageFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.host.name())
+    }
+}
+
+impl Storage for ImageFile {
     fn mem_align(&self) -> usize {
-        self.align().memory
+        self.host.align().memory
     }
 
     fn req_align(&self) -> usize {
-        self.align().request
+        self.host.align().request
     }
 
     fn zero_align(&self) -> usize {
-        HostFile::zero_align(self)
+        self.host.zero_align()
     }
 
     fn discard_align(&self) -> usize {
-        HostFile::zero_align(self)
+        self.host.zero_align()
     }
 
     fn size(&self) -> io::Result<u64> {
-        self.len()
+        self.host.len()
     }
 
     unsafe fn pure_readv(&self, bufv: IoVectorMut<'_>, offset: u64) -> io::Result<()> {
         // SAFETY: the vector borrows its memory mutably until this returns.
-        unsafe { self.read_at(bufv.as_iovec().iter().copied(), offset) }
+        unsafe {
+            let iovecs = bufv.as_iovec();
+            self.host.read_at(iovecs.iter().copied(), offset)?;
+            if self.hidden_features != 0 {
+                self.hide_in(iovecs, offset);
+            }
+        }
+        Ok(())
     }
 
     unsafe fn pure_writev(&self, bufv: IoVector<'_>, offset: u64) -> io::Result<()> {
         // SAFETY: the vector borrows its memory until this returns.
-        unsafe { self.write_at(bufv.as_iovec().iter().copied(), offset) }
+        unsafe {
+            match &self.order {
+                None => self.host.write_at(bufv.as_iovec().iter().copied(), offset),
+                Some(order) => order.write(bufv.as_iovec(), bufv.len(), offset),
+            }
+        }
     }
 
     unsafe fn pure_write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.write_zeroes(offset, length, true)
+        self.data_written(self.host.write_zeroes(offset, length, true))
     }
 
     unsafe fn pure_write_allocated_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.write_zeroes(offset, length, false)
+        self.data_written(self.host.write_zeroes(offset, length, false))
     }
 
     unsafe fn pure_discard(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.discard(offset, length)
+        self.host.discard(offset, length)
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -66,7 +163,10 @@ impl Storage for HostFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        HostFile::sync(self)
+        match &self.order {
+            None => self.host.sync(),
+            Some(order) => order.sync(),
+        }
     }
 
     unsafe fn invalidate_cache(&self) -> io::Result<()> {
@@ -74,6 +174,6 @@ impl Storage for HostFile {
     }
 
     fn get_storage_helper(&self) -> &CommonStorageHelper {
-        self.helper()
+        &self.helper
     }
 }

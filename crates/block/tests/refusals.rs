@@ -432,7 +432,10 @@ fn damaged_metadata_does_no_harm() {
         opened += 1;
         attack(&*disk, &mut random);
     }
-    assert!(opened > rounds / 10, "too few images got past the checks ({opened})");
+    assert!(
+        opened > rounds / 10,
+        "too few images got past the checks ({opened})"
+    );
 }
 
 /// Requests of every kind, whose failure is no matter.

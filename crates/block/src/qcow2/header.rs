@@ -293,14 +293,16 @@ fn extensions(head: &[u8], version: u32) -> Result<Option<String>, String> {
     Ok(format)
 }
 
-fn u32_at(head: &[u8], at: usize) -> Result<u32, String> {
+/// The big-endian number of 4 bytes at `at`.
+pub fn u32_at(head: &[u8], at: usize) -> Result<u32, String> {
     head.get(at..)
         .and_then(<[u8]>::first_chunk)
         .map(|bytes| u32::from_be_bytes(*bytes))
         .ok_or_else(|| "it is truncated: its header is incomplete".into())
 }
 
-fn u64_at(head: &[u8], at: usize) -> Result<u64, String> {
+/// The big-endian number of 8 bytes at `at`.
+pub fn u64_at(head: &[u8], at: usize) -> Result<u64, String> {
     head.get(at..)
         .and_then(<[u8]>::first_chunk)
         .map(|bytes| u64::from_be_bytes(*bytes))

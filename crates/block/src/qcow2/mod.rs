@@ -1,44 +1,40 @@
 //! qcow2 images, read and written by imago behind the crate's own checks.
 
+mod disk;
 mod header;
+mod order;
 mod tables;
 #[cfg(test)]
 mod tests;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::Arc;
 
-use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::qcow2::Qcow2;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder};
 
+pub use disk::{Kind, Qcow2Disk};
 pub use header::Header;
+pub use order::WriteOrder;
 
-use crate::host_file::HostFile;
-use crate::{
-    BlockBackend, BlockError, Limits, SECTOR_SIZE, VolatileSlice, check_range, io_error, total_len,
-};
+use crate::BlockError;
+use crate::storage::ImageFile;
 
-/// Bytes of zeroes written at a time to an image that cannot mark clusters as zero.
-const ZEROES_LEN: usize = 64 << 10;
-static ZEROES: [u8; ZEROES_LEN] = [0; ZEROES_LEN];
-
-fn bad_image(file: &HostFile, reason: impl Into<String>) -> BlockError {
+fn bad_image(file: &ImageFile, reason: impl Into<String>) -> BlockError {
     BlockError::BadImage {
-        path: file.name().to_owned(),
+        path: file.host().name().to_owned(),
         reason: reason.into(),
     }
 }
 
 /// Reads and checks the header of an image.
-pub fn read_header(file: &HostFile) -> Result<Header, BlockError> {
+pub fn read_header(file: &ImageFile) -> Result<Header, BlockError> {
     let failed = |source: io::Error| BlockError::File {
         op: "read",
-        path: file.name().to_owned(),
+        path: file.host().name().to_owned(),
         source,
     };
-    let file_len = file.len().map_err(failed)?;
+    let file_len = file.host().len().map_err(failed)?;
     let read = |len: usize| {
         let mut head = vec![0; usize::try_from(file_len).unwrap_or(len).min(len)];
         file.read_exact(&mut head, 0).map(|()| head).map_err(failed)
@@ -53,21 +49,39 @@ pub fn read_header(file: &HostFile) -> Result<Header, BlockError> {
     Header::parse(&read(cluster)?, file_len).map_err(|reason| bad_image(file, reason))
 }
 
-/// Opens one layer of a chain on top of `backing`, after checking its tables.
-pub fn open_layer(
-    mut file: HostFile,
+/// Opens an image on top of `backing` for reading, after checking its tables.
+pub fn open_read_only(
+    mut file: ImageFile,
     header: &Header,
-    backing: Option<FormatAccess<HostFile>>,
+    backing: Option<FormatAccess<ImageFile>>,
+) -> Result<FormatAccess<ImageFile>, BlockError> {
+    file.hide_features(header.unsafe_to_write);
+    tables::check(&file, header, false).map_err(|reason| bad_image(&file, reason))?;
+    open_checked(file, backing, false)
+}
+
+/// Opens an image on top of `backing` for reading and writing, after checking its tables; its
+/// writes follow the order returned.
+pub fn open_writable(
+    mut file: ImageFile,
+    header: &Header,
+    backing: Option<FormatAccess<ImageFile>>,
+) -> Result<(FormatAccess<ImageFile>, Arc<WriteOrder>), BlockError> {
+    check_writable(&file, header)?;
+    let l2_tables =
+        tables::check(&file, header, true).map_err(|reason| bad_image(&file, reason))?;
+    let order = Arc::new(WriteOrder::new(Arc::clone(file.host()), header, l2_tables));
+    file.set_order(Arc::clone(&order));
+    Ok((open_checked(file, backing, true)?, order))
+}
+
+fn open_checked(
+    file: ImageFile,
+    backing: Option<FormatAccess<ImageFile>>,
     writable: bool,
-) -> Result<FormatAccess<HostFile>, BlockError> {
-    if writable {
-        check_writable(&file, header)?;
-    } else {
-        file.hide_features(header.unsafe_to_write);
-    }
-    tables::check(&file, header, writable).map_err(|reason| bad_image(&file, reason))?;
-    let name = file.name().to_owned();
-    Qcow2::<HostFile>::builder(file)
+) -> Result<FormatAccess<ImageFile>, BlockError> {
+    let name = file.host().name().to_owned();
+    Qcow2::<ImageFile>::builder(file)
         .backing(backing)
         .data_file(None)
         .write(writable)
@@ -79,7 +93,7 @@ pub fn open_layer(
         })
 }
 
-fn check_writable(file: &HostFile, header: &Header) -> Result<(), BlockError> {
+fn check_writable(file: &ImageFile, header: &Header) -> Result<(), BlockError> {
     if header.unsafe_to_write & header::FEATURE_CORRUPT != 0 {
         return Err(bad_image(
             file,
@@ -94,190 +108,15 @@ fn check_writable(file: &HostFile, header: &Header) -> Result<(), BlockError> {
              all` once, or open it read-only",
         ));
     }
+    let align = file.host().align().request as u64;
+    if align > header.cluster_size() {
+        return Err(bad_image(
+            file,
+            format!(
+                "its clusters are shorter than the {align} bytes that direct I/O needs; leave \
+                 direct I/O off, or convert it to clusters of 64 KiB"
+            ),
+        ));
+    }
     Ok(())
-}
-
-/// A chain of layers with a qcow2 image, or a snapshot's overlay, on top.
-///
-/// imago describes each request by vectors of its own, so unlike raw images this one allocates a
-/// few small vectors for each request.
-#[derive(Debug)]
-pub struct Qcow2Disk {
-    /// Shared by requests; exclusive for those that free clusters others may be reading.
-    image: RwLock<FormatAccess<HostFile>>,
-    name: String,
-    size: u64,
-    kind: Kind,
-    cluster_size: u32,
-    /// Whether something was written since the last flush.
-    dirty: AtomicBool,
-}
-
-/// What a disk is for, which decides what it may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Every change is refused.
-    ReadOnly,
-    /// An image of version 2 with a backing file: nothing in it can hide the backing file's data,
-    /// so discards do nothing and zeroes are data.
-    WritableV2Overlay,
-    /// An image of version 2 without a backing file: freed clusters read as zeroes.
-    WritableV2,
-    /// An image of version 3.
-    Writable,
-    /// A version 3 overlay that dies with this process, so nothing in it need be durable.
-    Temporary,
-}
-
-impl Qcow2Disk {
-    /// Wraps the topmost layer.
-    ///
-    /// As in QEMU, a size that is no multiple of a sector is rounded down; qemu-img creates no
-    /// such images.
-    pub fn new(image: FormatAccess<HostFile>, name: String, cluster_size: u64, kind: Kind) -> Self {
-        let size = image.size() / SECTOR_SIZE * SECTOR_SIZE;
-        Self {
-            image: RwLock::new(image),
-            name,
-            size,
-            kind,
-            cluster_size: u32::try_from(cluster_size).unwrap_or(0),
-            dirty: AtomicBool::new(false),
-        }
-    }
-
-    fn shared(&self) -> RwLockReadGuard<'_, FormatAccess<HostFile>> {
-        self.image.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Checks a request that changes the disk, and does it.
-    fn change(
-        &self,
-        op: &'static str,
-        offset: u64,
-        len: u64,
-        request: impl FnOnce() -> io::Result<()>,
-    ) -> Result<(), BlockError> {
-        if self.kind == Kind::ReadOnly {
-            return Err(BlockError::ReadOnly);
-        }
-        check_range(offset, len, self.size)?;
-        if len == 0 {
-            return Ok(());
-        }
-        let done = request();
-        // Only now: a flush that runs meanwhile may come too early for this request, and must not
-        // take the mark away.
-        self.dirty.store(true, Ordering::Release);
-        done.map_err(io_error(op, offset, len))
-    }
-
-    /// Frees clusters so that they read as zeroes.
-    fn free(&self, offset: u64, len: u64) -> io::Result<()> {
-        let mut image = self.image.write().unwrap_or_else(PoisonError::into_inner);
-        if self.kind == Kind::WritableV2 {
-            image.discard_to_backing(offset, len)
-        } else {
-            image.discard_to_zero(offset, len)
-        }
-    }
-
-    fn write_zero_data(&self, offset: u64, len: u64) -> io::Result<()> {
-        let image = self.shared();
-        let (mut at, end) = (offset, offset + len);
-        while at < end {
-            let chunk = usize::try_from(end - at)
-                .unwrap_or(ZEROES_LEN)
-                .min(ZEROES_LEN);
-            image.write(&ZEROES[..chunk], at)?;
-            at += chunk as u64;
-        }
-        Ok(())
-    }
-}
-
-impl BlockBackend for Qcow2Disk {
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn read_only(&self) -> bool {
-        self.kind == Kind::ReadOnly
-    }
-
-    fn limits(&self) -> Limits {
-        let frees = !matches!(self.kind, Kind::ReadOnly | Kind::WritableV2Overlay);
-        Limits {
-            logical_block: 512,
-            physical_block: self.cluster_size.min(4096),
-            discard_granularity: if frees { self.cluster_size } else { 0 },
-        }
-    }
-
-    fn read_vectored(&self, bufs: &[VolatileSlice<'_>], offset: u64) -> Result<(), BlockError> {
-        let len = total_len(bufs);
-        check_range(offset, len, self.size)?;
-        if len == 0 {
-            return Ok(());
-        }
-        let (vector, _mapped) = IoVectorMut::from_volatile_slice(bufs);
-        self.shared()
-            .readv(vector, offset)
-            .map_err(io_error("read", offset, len))
-    }
-
-    fn write_vectored(&self, bufs: &[VolatileSlice<'_>], offset: u64) -> Result<(), BlockError> {
-        self.change("write", offset, total_len(bufs), || {
-            let (vector, _mapped) = IoVector::from_volatile_slice(bufs);
-            self.shared().writev(vector, offset)
-        })
-    }
-
-    fn flush(&self) -> Result<(), BlockError> {
-        if self.kind == Kind::Temporary || !self.dirty.swap(false, Ordering::AcqRel) {
-            return Ok(());
-        }
-        let image = self.shared();
-        image.flush().and_then(|()| image.sync()).map_err(|source| {
-            self.dirty.store(true, Ordering::Release);
-            BlockError::Flush(source)
-        })
-    }
-
-    fn discard(&self, offset: u64, len: u64) -> Result<(), BlockError> {
-        self.change("discard", offset, len, || {
-            if self.kind == Kind::WritableV2Overlay {
-                return Ok(());
-            }
-            // Only whole clusters: zeroing the rest would cost writes to no use.
-            let cluster = u64::from(self.cluster_size);
-            let start = offset.next_multiple_of(cluster);
-            let end = if offset + len == self.size {
-                self.size
-            } else {
-                (offset + len) / cluster * cluster
-            };
-            if start < end {
-                self.free(start, end - start)
-            } else {
-                Ok(())
-            }
-        })
-    }
-
-    fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<(), BlockError> {
-        self.change("zero", offset, len, || match self.kind {
-            Kind::WritableV2 | Kind::WritableV2Overlay => self.write_zero_data(offset, len),
-            _ if may_unmap => self.free(offset, len),
-            _ => self.shared().write_zeroes(offset, len),
-        })
-    }
-}
-
-impl Drop for Qcow2Disk {
-    fn drop(&mut self) {
-        if let Err(err) = self.flush() {
-            tracing::error!(disk = self.name, error = ?err, "Final flush failed");
-        }
-    }
 }

@@ -7,29 +7,36 @@
 use std::collections::HashSet;
 
 use super::header::{Header, truncated};
-use crate::host_file::HostFile;
+use crate::storage::ImageFile;
 
 /// Where an L1, L2 or refcount table entry points.
-const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
+pub const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 const L2_COMPRESSED: u64 = 1 << 62;
 const L2_ZERO: u64 = 1;
 /// Bytes of L2 tables looked through: those of 64 GiB of disk with the usual clusters. They are
 /// what a guest's first reads need anyway; more of them would only delay its start.
 const L2_BUDGET: u64 = 8 << 20;
 
-/// Checks all tables of an image; the error says what is wrong.
-pub fn check(file: &HostFile, header: &Header, writable: bool) -> Result<(), String> {
-    let file_len = file.len().map_err(|err| err.to_string())?;
+/// Checks all tables of an image and returns where its L2 tables are; the error says what is
+/// wrong.
+pub fn check(file: &ImageFile, header: &Header, writable: bool) -> Result<HashSet<u64>, String> {
+    let file_len = file.host().len().map_err(|err| err.to_string())?;
     let l1 = read_table(file, header.l1_offset, header.l1_entries)?;
-    check_l1(file, header, &l1, file_len)?;
+    let l2_tables = check_l1(file, header, &l1, file_len)?;
     if writable {
         let refcounts = read_table(file, header.refcount_offset, header.refcount_entries)?;
         check_refcounts(header, &refcounts, file_len)?;
     }
-    Ok(())
+    Ok(l2_tables)
 }
 
-fn check_l1(file: &HostFile, header: &Header, l1: &[u8], file_len: u64) -> Result<(), String> {
+fn check_l1(
+    file: &ImageFile,
+    header: &Header,
+    l1: &[u8],
+    file_len: u64,
+) -> Result<HashSet<u64>, String> {
+    let mut l2_tables = HashSet::new();
     let cluster = header.cluster_size();
     let mut budget = L2_BUDGET;
     let mut l2 = vec![0; usize::try_from(cluster).map_err(|err| err.to_string())?];
@@ -39,6 +46,7 @@ fn check_l1(file: &HostFile, header: &Header, l1: &[u8], file_len: u64) -> Resul
             continue;
         }
         check_cluster("L2 table", offset, cluster, file_len)?;
+        l2_tables.insert(offset);
         let Some(rest) = budget.checked_sub(cluster) else {
             continue;
         };
@@ -47,7 +55,7 @@ fn check_l1(file: &HostFile, header: &Header, l1: &[u8], file_len: u64) -> Resul
             .map_err(|err| err.to_string())?;
         check_l2(header, &l2, file_len)?;
     }
-    Ok(())
+    Ok(l2_tables)
 }
 
 /// Checks that all data an L2 table refers to begins inside the file. Its last cluster may be
@@ -99,7 +107,7 @@ fn check_cluster(what: &str, offset: u64, cluster: u64, file_len: u64) -> Result
     }
 }
 
-fn read_table(file: &HostFile, offset: u64, count: u32) -> Result<Vec<u8>, String> {
+fn read_table(file: &ImageFile, offset: u64, count: u32) -> Result<Vec<u8>, String> {
     // The header's check has bounded the length.
     let mut table = vec![0; count as usize * 8];
     file.read_exact(&mut table, offset)
@@ -107,7 +115,8 @@ fn read_table(file: &HostFile, offset: u64, count: u32) -> Result<Vec<u8>, Strin
     Ok(table)
 }
 
-fn entries(table: &[u8]) -> impl Iterator<Item = u64> {
+/// The entries of a table.
+pub fn entries(table: &[u8]) -> impl Iterator<Item = u64> {
     table
         .as_chunks()
         .0
