@@ -41,7 +41,8 @@ fn run(program: &str, arguments: &[&str], image: &[u8]) -> Option<Vec<u8>> {
             Some(output.stdout)
         }
         Err(error) => {
-            eprintln!("SKIPPED the check by {program}: {error}");
+            // Past the test harness, which hides what passing tests print.
+            let _ = writeln!(std::io::stderr(), "SKIPPED the check by {program}: {error}");
             None
         }
     }

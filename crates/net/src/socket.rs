@@ -36,6 +36,9 @@ impl FrameSocket {
     /// Moves the next frame for the guest into `parts` and returns its length; `None` when there is
     /// none now. A frame that does not fit is dropped.
     ///
+    /// Frames are read ahead, several at a time: after any other answer than `None` there may be
+    /// more although the descriptor is no longer readable.
+    ///
     /// # Errors
     /// `UnexpectedEof` when passt has ended; any error means that nothing more will come.
     pub fn recv(&mut self, parts: &mut [IoSliceMut<'_>]) -> io::Result<Option<usize>> {

@@ -250,7 +250,7 @@ fn a_program_that_is_missing_or_another() {
         PasstError::Missing { .. }
     ));
     assert!(matches!(spawn("/"), PasstError::Spawn { .. }));
-    let error = spawn("false");
+    let error = spawn("/bin/false");
     assert!(
         matches!(&error, PasstError::Refused { exit } if exit.status.code() == Some(1)),
         "{error}"

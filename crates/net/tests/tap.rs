@@ -3,10 +3,10 @@
 
 mod common;
 
+use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::Path;
 use std::process::Command;
 
 use common::{GUEST_MAC, arp_request, installed, skip};
@@ -15,8 +15,8 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, poll};
 
 fn ready() -> bool {
-    if !Path::new("/dev/net/tun").exists() {
-        skip("there is no /dev/net/tun");
+    if let Err(error) = File::options().read(true).write(true).open("/dev/net/tun") {
+        skip(&format!("cannot open /dev/net/tun: {error}"));
         return false;
     }
     if !installed("ip") {

@@ -325,7 +325,7 @@ impl Log {
 
     /// The last lines, without those that never explain an end.
     fn message(&self) -> String {
-        let noise = ["to syslog", "Don't run as root", "nameserver"];
+        let noise = ["to syslog", "to nobody", "nameserver", "AVX2"];
         let text = String::from_utf8_lossy(&self.text);
         let lines: Vec<&str> = text
             .lines()
