@@ -19,6 +19,8 @@ mod dword;
 mod fronts;
 mod host;
 pub mod msix;
+#[cfg(test)]
+mod tests;
 
 pub use fronts::{PciConfigPorts, PciEcam, PciWindow};
 pub use host::{PciHost, PciHostState, PciSlot};
