@@ -141,7 +141,10 @@ pub enum BlockError {
         hint: &'static str,
     },
     /// The temporary file for a snapshot cannot be made.
-    #[error("Cannot create a temporary file for the snapshot of {path:?} in {dir:?}")]
+    #[error(
+        "Cannot create a temporary file for the snapshot of {path:?} in {dir:?}; name another \
+         directory in TMPDIR"
+    )]
     Snapshot {
         /// The image as the user named it.
         path: String,

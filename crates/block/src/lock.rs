@@ -1,10 +1,13 @@
 //! One writer for each image file, or any number of readers.
 //!
-//! The locks are advisory open-file-description locks on the bytes where QEMU keeps its own
-//! (`docs/devel` of QEMU calls it image locking), so that QEMU and qemu-img notice this program
-//! and the other way round. Two groups of bytes carry one bit for each permission: the first says
-//! "I use it", the second "nobody else may". All locks are shared ones; whoever finds a foreign
-//! lock on the counterpart of one of its own bytes gives up.
+//! The locks are advisory open-file-description locks on the bytes where QEMU keeps its own, so
+//! that QEMU and qemu-img notice this program and the other way round. Two groups of bytes carry
+//! one bit for each permission: the first says "I use it", the second "nobody else may". All locks
+//! are shared ones; whoever finds a foreign lock on the counterpart of one of its own bytes gives
+//! up.
+//!
+//! Such a lock belongs to the open file, not to the process: a child that inherits the file keeps
+//! it locked until it closes the file or calls exec.
 
 use std::fs::File;
 use std::io;

@@ -1,7 +1,5 @@
 //! Throw-away overlays: writes go to a file that has no name and dies with the disk.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use imago::qcow2::Qcow2;
@@ -11,8 +9,8 @@ use crate::host_file::HostFile;
 use crate::storage::ImageFile;
 use crate::{BlockError, SECTOR_SIZE};
 
-/// Clusters of the overlay, in bytes: small ones copy less around a small write, large ones need
-/// less memory for tables. Measured over 4 KiB random writes.
+/// Clusters of the overlay, in bytes. A 4 KiB write takes up one of them in the temporary file, so
+/// small ones save space, but they need more tables; from 16 KiB on random writes get no faster.
 const CLUSTER_SIZE: u64 = 16 << 10;
 /// Largest disk for which [`CLUSTER_SIZE`] is used; larger ones get QEMU's usual clusters.
 const MAX_SMALL: u64 = 1 << 40;
@@ -29,12 +27,13 @@ pub fn overlay(
     } else {
         LARGE_CLUSTER_SIZE
     };
-    let (file, dir) = temporary_file(name)?;
+    let dir = std::env::var_os("TMPDIR").map_or_else(|| "/var/tmp".into(), PathBuf::from);
     let failed = |source| BlockError::Snapshot {
         path: name.to_owned(),
         dir: dir.display().to_string(),
         source,
     };
+    let file = tempfile::tempfile_in(&dir).map_err(failed)?;
     let file = ImageFile::new(HostFile::new(file, "snapshot", false)?);
     Qcow2::<ImageFile>::create_builder(file)
         .size(size)
@@ -44,22 +43,4 @@ pub fn overlay(
         })
         .map(|image| (FormatAccess::new(image), cluster_size))
         .map_err(failed)
-}
-
-/// Opens a file without a name where temporary files of any size may be kept.
-fn temporary_file(name: &str) -> Result<(File, PathBuf), BlockError> {
-    let dir = std::env::var_os("TMPDIR").map_or_else(|| "/var/tmp".into(), PathBuf::from);
-    match OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_TMPFILE)
-        .open(&dir)
-    {
-        Ok(file) => Ok((file, dir)),
-        Err(source) => Err(BlockError::Snapshot {
-            path: name.to_owned(),
-            dir: dir.display().to_string(),
-            source,
-        }),
-    }
 }

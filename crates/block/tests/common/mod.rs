@@ -13,15 +13,26 @@ use edgevmm_block::{
 use tempfile::TempDir;
 
 /// Runs a tool that must succeed and returns its output.
+///
+/// A tool that finds an image locked is run again for a while; see [`open_free`].
 pub fn run(tool: &str, args: &[&str]) -> String {
-    let output = Command::new(tool)
-        .args(args)
-        .output()
-        .unwrap_or_else(|err| panic!("{tool} is needed by this test (qemu-utils): {err}"));
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{tool} {args:?}: {text}{errors}");
-    text
+    for last in [false; 50].into_iter().chain([true]) {
+        let output = Command::new(tool)
+            .args(args)
+            .output()
+            .unwrap_or_else(|err| panic!("{tool} is needed by this test (qemu-utils): {err}"));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if output.status.success() {
+            return text;
+        }
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            !last && errors.contains("lock"),
+            "{tool} {args:?}: {text}{errors}"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    unreachable!("the last round returns or fails")
 }
 
 /// The bytes of `image` as QEMU sees them.
