@@ -12,6 +12,8 @@ mod common_cfg;
 mod doorbells;
 mod interrupts;
 mod layout;
+#[cfg(test)]
+mod tests;
 mod window;
 
 use std::io;
