@@ -25,9 +25,9 @@ pub fn images_dir() -> PathBuf {
 /// `edgevmm` in `$XDG_CACHE_HOME` or `~/.cache`.
 #[must_use]
 pub fn user_cache() -> PathBuf {
-    let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| {
-        std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"))
-    });
+    let base = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")));
     base.unwrap_or_else(std::env::temp_dir).join("edgevmm")
 }
 
@@ -51,7 +51,11 @@ impl DirLock {
     /// # Errors
     /// `dir` cannot be made or its lock file not be opened.
     pub fn exclusive(dir: &Path) -> Result<Self> {
-        Self::take(dir, FlockArg::LockExclusiveNonblock, FlockArg::LockExclusive)
+        Self::take(
+            dir,
+            FlockArg::LockExclusiveNonblock,
+            FlockArg::LockExclusive,
+        )
     }
 
     /// Waits until nobody builds things in `dir`; several may hold this lock at once.
@@ -74,7 +78,10 @@ impl DirLock {
         match Flock::lock(file, attempt) {
             Ok(lock) => Ok(Self(lock)),
             Err((file, _)) => {
-                crate::progress::note(&format!("waiting for another xtask using {}", dir.display()));
+                crate::progress::note(&format!(
+                    "waiting for another xtask using {}",
+                    dir.display()
+                ));
                 Flock::lock(file, wait)
                     .map(Self)
                     .map_err(|(_, errno)| errno)
@@ -131,9 +138,7 @@ mod tests {
     fn rebuilds_only_when_the_recipe_changes() {
         let base = tempfile::tempdir().unwrap();
         let dir = base.path().join("thing");
-        let build = |text: &'static str| {
-            move |path: &Path| Ok(fs::write(path.join("made"), text)?)
-        };
+        let build = |text: &'static str| move |path: &Path| Ok(fs::write(path.join("made"), text)?);
         assert!(ensure(&dir, 1, build("one")).unwrap());
         assert!(!ensure(&dir, 1, build("again")).unwrap());
         assert_eq!(fs::read_to_string(dir.join("made")).unwrap(), "one");

@@ -23,7 +23,9 @@ pub fn install(packages: &[&str]) -> Result<()> {
             sudo.arg("apt-get");
             sudo
         };
-        command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+        command
+            .args(arguments)
+            .env("DEBIAN_FRONTEND", "noninteractive");
         command
     };
     let install = [&["install", "--yes", "--no-install-recommends"], packages].concat();

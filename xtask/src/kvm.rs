@@ -48,12 +48,10 @@ fn judge(modules: &Path) -> KvmVerdict {
         return KvmVerdict::CannotRunStockKernels(
             "it is kvm_pvm, which runs kernels without hardware support and only those made for \
              it"
-                .to_owned(),
+            .to_owned(),
         );
     }
-    for (module, parameter, name) in
-        [("kvm_intel", "ept", "EPT"), ("kvm_amd", "npt", "NPT")]
-    {
+    for (module, parameter, name) in [("kvm_intel", "ept", "EPT"), ("kvm_amd", "npt", "NPT")] {
         let Ok(value) = fs::read_to_string(modules.join(module).join("parameters").join(parameter))
         else {
             continue;
@@ -84,14 +82,26 @@ mod tests {
 
     #[test]
     fn wants_nested_paging_of_a_hardware_module() {
-        assert_eq!(with(&[("kvm_intel/parameters/ept", "Y\n")]), KvmVerdict::Usable);
-        assert_eq!(with(&[("kvm_amd/parameters/npt", "1\n")]), KvmVerdict::Usable);
+        assert_eq!(
+            with(&[("kvm_intel/parameters/ept", "Y\n")]),
+            KvmVerdict::Usable
+        );
+        assert_eq!(
+            with(&[("kvm_amd/parameters/npt", "1\n")]),
+            KvmVerdict::Usable
+        );
         for bad in [
             [("kvm_intel/parameters/ept", "N\n"), ("kvm/x", "")],
             [("kvm/parameters/x", ""), ("kvm/y", "")],
-            [("kvm_pvm/parameters/x", ""), ("kvm_amd/parameters/npt", "1")],
+            [
+                ("kvm_pvm/parameters/x", ""),
+                ("kvm_amd/parameters/npt", "1"),
+            ],
         ] {
-            assert!(matches!(with(&bad), KvmVerdict::CannotRunStockKernels(_)), "{bad:?}");
+            assert!(
+                matches!(with(&bad), KvmVerdict::CannotRunStockKernels(_)),
+                "{bad:?}"
+            );
         }
     }
 }

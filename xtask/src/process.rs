@@ -31,8 +31,14 @@ pub fn output(command: &mut Command) -> Result<String> {
 /// It cannot be started, or fails.
 pub fn run(command: &mut Command) -> Result<()> {
     let shown = shown(command);
-    let status = command.status().with_context(|| format!("Cannot start {shown}"))?;
-    if status.success() { Ok(()) } else { bail!("{shown} failed ({status})") }
+    let status = command
+        .status()
+        .with_context(|| format!("Cannot start {shown}"))?;
+    if status.success() {
+        Ok(())
+    } else {
+        bail!("{shown} failed ({status})")
+    }
 }
 
 /// The command as a person would type it, cut when it is long.

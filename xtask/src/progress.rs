@@ -17,7 +17,10 @@ pub fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let result = work();
     bar.finish_and_clear();
     let mark = if result.is_ok() { "ok" } else { "FAILED" };
-    note(&format!("{what} … {mark} ({:.1} s)", started.elapsed().as_secs_f64()));
+    note(&format!(
+        "{what} … {mark} ({:.1} s)",
+        started.elapsed().as_secs_f64()
+    ));
     result
 }
 
@@ -32,7 +35,9 @@ fn spinner(what: &str) -> ProgressBar {
     }
     let style = ProgressStyle::with_template("{spinner} {msg} ({elapsed})")
         .unwrap_or_else(|_| ProgressStyle::default_spinner());
-    let bar = ProgressBar::new_spinner().with_style(style).with_message(what.to_owned());
+    let bar = ProgressBar::new_spinner()
+        .with_style(style)
+        .with_message(what.to_owned());
     bar.enable_steady_tick(Duration::from_millis(100));
     bar
 }

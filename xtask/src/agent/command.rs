@@ -46,10 +46,17 @@ impl Channel {
     /// Starts a command whose output and end are reported on channel `id`.
     pub(super) fn start(id: u32, spawn: &Spawn, sender: &Sender) -> Result<Self> {
         let (program, arguments) = spawn.argv.split_first().context("No program was given")?;
-        let cwd = if Path::new(&spawn.cwd).is_dir() { &spawn.cwd } else { "/root" };
+        let cwd = if Path::new(&spawn.cwd).is_dir() {
+            &spawn.cwd
+        } else {
+            "/root"
+        };
         let mut command = Command::new(program);
         command.args(arguments).current_dir(cwd);
-        command.env("PATH", PATH).env("HOME", "/root").env("LANG", "C.UTF-8");
+        command
+            .env("PATH", PATH)
+            .env("HOME", "/root")
+            .env("LANG", "C.UTF-8");
         command.envs(spawn.env.iter().map(|(name, value)| (name, value)));
         let (mut child, streams, terminal) = match spawn.terminal {
             Some(size) => with_terminal(&mut command, size)?,
@@ -59,7 +66,9 @@ impl Channel {
         let (ended, mut on_end) = std::io::pipe()?;
         thread::spawn(move || {
             let code = child.wait().map_or(255, |status| {
-                status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+                status
+                    .code()
+                    .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
             });
             let _ = on_end.write_all(&code.to_le_bytes());
         });
@@ -68,7 +77,11 @@ impl Channel {
         thread::spawn(move || feed(id, streams.input, &received, &feeder));
         let sender = sender.clone();
         thread::spawn(move || forward(id, streams.outputs, ended, &sender));
-        Ok(Self { group, input: Some(input), terminal })
+        Ok(Self {
+            group,
+            input: Some(input),
+            terminal,
+        })
     }
 
     pub(super) fn input(&self, bytes: Vec<u8>) {
@@ -98,7 +111,11 @@ impl Channel {
 }
 
 fn with_pipes(command: &mut Command) -> Result<(Child, Streams, Option<OwnedFd>)> {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0);
     let mut child = spawn(command)?;
     let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
@@ -108,7 +125,14 @@ fn with_pipes(command: &mut Command) -> Result<(Child, Streams, Option<OwnedFd>)
         (File::from(OwnedFd::from(stdout)), Kind::Output),
         (File::from(OwnedFd::from(stderr)), Kind::ErrorOutput),
     ];
-    Ok((child, Streams { input: File::from(OwnedFd::from(stdin)), outputs }, None))
+    Ok((
+        child,
+        Streams {
+            input: File::from(OwnedFd::from(stdin)),
+            outputs,
+        },
+        None,
+    ))
 }
 
 fn with_terminal(
@@ -135,7 +159,10 @@ fn with_terminal(
     }
     let child = spawn(command)?;
     // The command holds the other end of the terminal open as well.
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     let master = &terminal.master;
     let outputs = vec![(File::from(master.try_clone()?), Kind::Output)];
     let input = File::from(master.try_clone()?);
@@ -143,12 +170,19 @@ fn with_terminal(
 }
 
 fn spawn(command: &mut Command) -> Result<Child> {
-    command.spawn().with_context(|| format!("Cannot run {}", command.get_program().display()))
+    command
+        .spawn()
+        .with_context(|| format!("Cannot run {}", command.get_program().display()))
 }
 
 fn set_size(terminal: &OwnedFd, size: WindowSize) -> Result<()> {
     nix::ioctl_write_ptr_bad!(set_window_size, libc::TIOCSWINSZ, Winsize);
-    let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = Winsize {
+        ws_row: size.rows,
+        ws_col: size.columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     // SAFETY: TIOCSWINSZ reads one winsize, which lives through the call.
     unsafe { set_window_size(terminal.as_raw_fd(), &raw const size) }?;
     Ok(())
@@ -175,7 +209,10 @@ fn write_all(file: &mut File, mut bytes: &[u8]) -> std::io::Result<()> {
         match file.write(bytes) {
             Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLOUT)], PollTimeout::NONE)?;
+                poll(
+                    &mut [PollFd::new(file.as_fd(), PollFlags::POLLOUT)],
+                    PollTimeout::NONE,
+                )?;
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
@@ -191,11 +228,15 @@ fn forward(id: u32, mut outputs: Vec<(File, Kind)>, mut ended: PipeReader, sende
     outputs.retain(|(file, _)| set_nonblocking(file).is_ok());
     while !wait_for_any(&outputs, Some(&ended)) {
         outputs.retain_mut(|(file, kind)| {
-            take(file, &mut buffer, CHUNK, |bytes| sender.send(id, *kind, bytes))
+            take(file, &mut buffer, CHUNK, |bytes| {
+                sender.send(id, *kind, bytes);
+            })
         });
     }
     outputs.retain_mut(|(file, kind)| {
-        take(file, &mut buffer, LAST_OUTPUT, |bytes| sender.send(id, *kind, bytes))
+        take(file, &mut buffer, LAST_OUTPUT, |bytes| {
+            sender.send(id, *kind, bytes);
+        })
     });
     let mut code = 255_i32.to_le_bytes();
     let _ = ended.read_exact(&mut code);

@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::wait::wait;
 
 /// Modules that tests inside L1 expect to find loaded.
@@ -55,7 +56,10 @@ pub fn run() -> Result<()> {
     for (path, text) in [
         ("/proc/sys/kernel/hostname", "lab"),
         ("/proc/sys/net/ipv4/ip_forward", "1"),
-        ("/sys/fs/cgroup/cgroup.subtree_control", "+cpu +memory +pids +io +cpuset"),
+        (
+            "/sys/fs/cgroup/cgroup.subtree_control",
+            "+cpu +memory +pids +io +cpuset",
+        ),
         ("/etc/resolv.conf", "nameserver 10.0.2.3\n"),
     ] {
         report(path, fs::write(path, text).map_err(Into::into));
@@ -73,6 +77,11 @@ pub fn run() -> Result<()> {
     ] {
         report("network", call("ip", arguments));
     }
+    // Far above the kernel's default, as a service manager would set it.
+    report(
+        "open files",
+        setrlimit(Resource::RLIMIT_NOFILE, 1024, 1 << 20).map_err(Into::into),
+    );
     let itself = std::env::current_exe().context("Cannot find the agent's program")?;
     loop {
         let mut agent = Command::new(&itself)
@@ -82,7 +91,11 @@ pub fn run() -> Result<()> {
         let pid = agent.id();
         loop {
             match wait() {
-                Ok(status) if status.pid().is_some_and(|ended| ended.as_raw().unsigned_abs() == pid) => {
+                Ok(status)
+                    if status
+                        .pid()
+                        .is_some_and(|ended| ended.as_raw().unsigned_abs() == pid) =>
+                {
                     break;
                 }
                 Err(Errno::ECHILD) => break,
@@ -99,7 +112,13 @@ pub(super) fn mount_at(source: &str, target: &str, kind: &str, options: &str) ->
     if !Path::new(target).exists() {
         fs::create_dir_all(target)?;
     }
-    mount(Some(source), target, Some(kind), MsFlags::empty(), Some(options))?;
+    mount(
+        Some(source),
+        target,
+        Some(kind),
+        MsFlags::empty(),
+        Some(options),
+    )?;
     Ok(())
 }
 

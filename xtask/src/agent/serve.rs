@@ -24,7 +24,11 @@ pub(super) struct Sender(Arc<Mutex<File>>);
 impl Sender {
     /// Sends one frame. A host that went away is noticed by the reading side.
     pub(super) fn send(&self, channel: u32, kind: Kind, payload: &[u8]) {
-        let frame = Frame { channel, kind, payload: payload.to_vec() };
+        let frame = Frame {
+            channel,
+            kind,
+            payload: payload.to_vec(),
+        };
         let mut port = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = frame.write(&mut *port);
     }
@@ -65,7 +69,10 @@ pub fn run() -> Result<()> {
         .open(&path)
         .with_context(|| format!("Cannot open {}", path.display()))?;
     let sender = Sender(Arc::new(Mutex::new(file.try_clone()?)));
-    let mut port = Port { file, connected: false };
+    let mut port = Port {
+        file,
+        connected: false,
+    };
     let mut channels = HashMap::new();
     loop {
         match Frame::read(&mut port) {
@@ -93,7 +100,9 @@ fn dispatch(frame: &Frame, channels: &mut HashMap<u32, Channel>, sender: &Sender
     match frame.kind {
         Kind::Hello => {
             channels.clear();
-            let answer = hello(&frame.payload).err().map(|error| format!("{error:#}"));
+            let answer = hello(&frame.payload)
+                .err()
+                .map(|error| format!("{error:#}"));
             sender.send(0, Kind::Ready, answer.unwrap_or_default().as_bytes());
         }
         Kind::Spawn => {

@@ -35,7 +35,11 @@ impl ImagesCommand {
     /// # Errors
     /// An image cannot be made.
     pub fn run(&self) -> Result<ExitCode> {
-        let names = if self.names.is_empty() { Name::value_variants() } else { &self.names };
+        let names = if self.names.is_empty() {
+            Name::value_variants()
+        } else {
+            &self.names
+        };
         let images = Images::of_this_user();
         let mut files = Vec::new();
         for name in names {

@@ -77,7 +77,9 @@ struct RunArgs {
 }
 
 fn parse_pair(text: &str) -> Result<(String, String), String> {
-    let (from, to) = text.split_once(':').ok_or("expected two paths with ':' between them")?;
+    let (from, to) = text
+        .split_once(':')
+        .ok_or("expected two paths with ':' between them")?;
     Ok((from.to_owned(), to.to_owned()))
 }
 
@@ -109,15 +111,28 @@ pub fn ensure_lab(layout: &Layout) -> Result<()> {
     if layout.is_ready()? {
         return Ok(());
     }
-    lab::setup(layout, &std::env::current_exe().context("Cannot find this program")?)
+    lab::setup(
+        layout,
+        &std::env::current_exe().context("Cannot find this program")?,
+    )
 }
 
 fn status(layout: &Layout, json: bool) -> Result<ExitCode> {
     let (dir, ready) = (layout.dir().display(), layout.is_ready()?);
     if json {
-        println!("{}", serde_json::json!({ "directory": dir.to_string(), "ready": ready }));
+        println!(
+            "{}",
+            serde_json::json!({ "directory": dir.to_string(), "ready": ready })
+        );
     } else {
-        println!("{dir}: {}", if ready { "ready" } else { "not set up (cargo xtask lab setup)" });
+        println!(
+            "{dir}: {}",
+            if ready {
+                "ready"
+            } else {
+                "not set up (cargo xtask lab setup)"
+            }
+        );
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -129,8 +144,17 @@ impl RunArgs {
             "No command was given. Try: cargo xtask lab -- bash (or --help)"
         );
         ensure_lab(layout)?;
-        let machine = Machine { cpus: self.smp, memory_mib: self.mem, drives: self.drive };
-        let lab = Lab::start_with(&Options { machine, share: self.share })?;
+        // Blocked before any thread starts, so that only the one that waits for it gets it.
+        window_changes().thread_block()?;
+        let machine = Machine {
+            cpus: self.smp,
+            memory_mib: self.mem,
+            drives: self.drive,
+        };
+        let lab = Lab::start_with(&Options {
+            machine,
+            share: self.share,
+        })?;
         for (from, to) in &self.put {
             lab.put(Path::new(from), to)?;
         }
@@ -160,10 +184,6 @@ pub fn attend(lab: &Lab, argv: &[String], timeout: Option<Duration>) -> Result<u
         let term = std::env::var("TERM").unwrap_or_else(|_| "linux".to_owned());
         command = command.env("TERM", term).terminal(window_size());
     }
-    // Blocked before any thread starts, so that only the waiting one gets it.
-    let mut resized = SigSet::empty();
-    resized.add(Signal::SIGWINCH);
-    resized.thread_block()?;
     let running = Arc::new(lab.spawn(&command)?);
     let _raw = interactive.then(RawTerminal::enter).transpose()?;
     let reader = Arc::clone(&running);
@@ -171,10 +191,10 @@ pub fn attend(lab: &Lab, argv: &[String], timeout: Option<Duration>) -> Result<u
     if interactive {
         let watcher = Arc::clone(&running);
         std::thread::spawn(move || {
-            while resized.wait().is_ok() && watcher.resize(window_size()).is_ok() {}
+            while window_changes().wait().is_ok() && watcher.resize(window_size()).is_ok() {}
         });
     }
-    match running.wait(timeout) {
+    match lab.wait(&running, timeout) {
         Ok(output) => Ok(u8::try_from(output.code).unwrap_or(255)),
         Err(error) if error.is::<lab::TimedOut>() => {
             running.signal(libc::SIGKILL)?;
@@ -197,12 +217,26 @@ fn forward_stdin(running: &Running) {
     let _ = running.close_stdin();
 }
 
+fn window_changes() -> SigSet {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGWINCH);
+    signals
+}
+
 fn window_size() -> WindowSize {
     nix::ioctl_read_bad!(get_window_size, libc::TIOCGWINSZ, libc::winsize);
-    let mut size = libc::winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+    let mut size = libc::winsize {
+        ws_row: 24,
+        ws_col: 80,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     // SAFETY: TIOCGWINSZ writes one winsize, which lives through the call.
     let _ = unsafe { get_window_size(libc::STDOUT_FILENO, &raw mut size) };
-    WindowSize { rows: size.ws_row, columns: size.ws_col }
+    WindowSize {
+        rows: size.ws_row,
+        columns: size.ws_col,
+    }
 }
 
 /// The terminal in raw mode, put back when dropped.

@@ -1,7 +1,10 @@
 //! The command line: what each task is called and does.
 
+mod build;
 mod images;
 mod lab;
+mod run;
+mod test;
 
 use std::process::ExitCode;
 
@@ -19,7 +22,9 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    Lab(lab::LabCommand),
+    Run(run::RunCommand),
+    Test(test::TestCommand),
+    Lab(Box<lab::LabCommand>),
     Images(images::ImagesCommand),
     /// Tell whether this host's KVM runs stock kernels; if not, tasks use the lab.
     ///
@@ -47,6 +52,8 @@ impl Cli {
     /// Whatever the task returns.
     pub fn run(self) -> Result<ExitCode> {
         match self.task {
+            Task::Run(command) => command.run(),
+            Task::Test(command) => command.run(),
             Task::Lab(command) => command.run(),
             Task::Images(command) => command.run(),
             Task::DoctorKvm { json } => doctor_kvm(json),
@@ -64,5 +71,9 @@ fn doctor_kvm(json: bool) -> Result<ExitCode> {
         println!("{verdict}");
     }
     let usable = verdict == kvm::KvmVerdict::Usable;
-    Ok(if usable { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if usable {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

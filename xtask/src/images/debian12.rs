@@ -56,11 +56,16 @@ pub(super) fn make(workshop: &Workshop, dir: &Path) -> Result<()> {
     let tar = work.path().join("root.tar");
     bootstrap(workshop, work.path(), &tar)?;
     let mut unpack = Command::new("tar");
-    unpack.arg("-C").arg(work.path()).arg("-xf").arg(&tar).args([
-        "./usr/lib/edgevmm-image/core.img",
-        "./usr/lib/edgevmm-image/bootx64.efi",
-        "./usr/lib/grub/i386-pc/boot.img",
-    ]);
+    unpack
+        .arg("-C")
+        .arg(work.path())
+        .arg("-xf")
+        .arg(&tar)
+        .args([
+            "./usr/lib/edgevmm-image/core.img",
+            "./usr/lib/edgevmm-image/bootx64.efi",
+            "./usr/lib/grub/i386-pc/boot.img",
+        ]);
     process::output(&mut unpack)?;
     let made = work.path().join("usr/lib/edgevmm-image");
     let raw = work.path().join("disk.raw");
@@ -76,10 +81,22 @@ pub(super) fn make(workshop: &Workshop, dir: &Path) -> Result<()> {
         (SIZE - MIB - ROOT) / 512
     );
     disk::partition(tools, &raw, &layout)?;
-    let features = ["-O", "^metadata_csum_seed,^orphan_file", "-m", "1", "-J", "size=16"];
+    let features = [
+        "-O",
+        "^metadata_csum_seed,^orphan_file",
+        "-m",
+        "1",
+        "-J",
+        "size=16",
+    ];
     disk::make_ext4(tools, &tar, &raw, ROOT..SIZE - MIB, "root", &features)?;
     let boot = fs::read(work.path().join("usr/lib/grub/i386-pc/boot.img"))?;
-    disk::embed_grub(&raw, &boot, fs::read(made.join("core.img"))?, BIOS_BOOT / 512)?;
+    disk::embed_grub(
+        &raw,
+        &boot,
+        fs::read(made.join("core.img"))?,
+        BIOS_BOOT / 512,
+    )?;
     let esp = work.path().join("esp");
     make_esp(workshop, &made.join("bootx64.efi"), &esp)?;
     disk::place(&raw, ESP, &esp)?;
@@ -102,8 +119,14 @@ fn bootstrap(workshop: &Workshop, work: &Path, tar: &Path) -> Result<()> {
     for left_out in ["man", "doc", "locale"] {
         mmdebstrap.arg(format!("--dpkgopt=path-exclude=/usr/share/{left_out}/*"));
     }
-    mmdebstrap.arg(format!("--customize-hook=chroot \"$1\" sh -s < {}", hook.display()));
-    mmdebstrap.arg(suite).arg(tar).arg(workshop.mirror.source_line(suite));
+    mmdebstrap.arg(format!(
+        "--customize-hook=chroot \"$1\" sh -s < {}",
+        hook.display()
+    ));
+    mmdebstrap
+        .arg(suite)
+        .arg(tar)
+        .arg(workshop.mirror.source_line(suite));
     process::output(&mut mmdebstrap).map(drop)
 }
 
@@ -111,20 +134,41 @@ fn ensure_mmdebstrap() -> Result<()> {
     let found = std::env::var_os("PATH").is_some_and(|path| {
         std::env::split_paths(&path).any(|dir| dir.join("mmdebstrap").exists())
     });
-    if found { Ok(()) } else { crate::host::install(&["mmdebstrap"]) }
+    if found {
+        Ok(())
+    } else {
+        crate::host::install(&["mmdebstrap"])
+    }
 }
 
 fn make_esp(workshop: &Workshop, loader: &Path, esp: &Path) -> Result<()> {
     let tools = &workshop.tools;
     File::create(esp)?.set_len(ROOT - ESP)?;
-    process::output(tools.command("usr/sbin/mkfs.fat").args(["-n", "ESP"]).arg(esp))?;
-    for (program, arguments) in
-        [("usr/bin/mtools", ["mmd", "::/EFI"]), ("usr/bin/mtools", ["mmd", "::/EFI/BOOT"])]
-    {
+    process::output(
+        tools
+            .command("usr/sbin/mkfs.fat")
+            .args(["-n", "ESP"])
+            .arg(esp),
+    )?;
+    for (program, arguments) in [
+        ("usr/bin/mtools", ["mmd", "::/EFI"]),
+        ("usr/bin/mtools", ["mmd", "::/EFI/BOOT"]),
+    ] {
         let [applet, target] = arguments;
-        process::output(tools.command(program).args(["-c", applet, "-i"]).arg(esp).arg(target))?;
+        process::output(
+            tools
+                .command(program)
+                .args(["-c", applet, "-i"])
+                .arg(esp)
+                .arg(target),
+        )?;
     }
     let mut copy = tools.command("usr/bin/mtools");
-    copy.args(["-c", "mcopy", "-i"]).arg(esp).arg(loader).arg("::/EFI/BOOT/BOOTX64.EFI");
-    process::output(&mut copy).context("Cannot fill the ESP").map(drop)
+    copy.args(["-c", "mcopy", "-i"])
+        .arg(esp)
+        .arg(loader)
+        .arg("::/EFI/BOOT/BOOTX64.EFI");
+    process::output(&mut copy)
+        .context("Cannot fill the ESP")
+        .map(drop)
 }

@@ -37,8 +37,16 @@ pub(super) fn partition(tools: &Tools, disk: &Path, layout: &str) -> Result<()> 
         .stdin(Stdio::piped())
         .spawn()
         .context("Cannot start sfdisk")?;
-    child.stdin.take().context("sfdisk has no input")?.write_all(layout.as_bytes())?;
-    ensure!(child.wait()?.success(), "sfdisk failed on {}", disk.display());
+    child
+        .stdin
+        .take()
+        .context("sfdisk has no input")?
+        .write_all(layout.as_bytes())?;
+    ensure!(
+        child.wait()?.success(),
+        "sfdisk failed on {}",
+        disk.display()
+    );
     Ok(())
 }
 
@@ -53,7 +61,10 @@ pub(super) fn make_ext4(
 ) -> Result<()> {
     let mut mke2fs = tools.command("usr/sbin/mke2fs");
     mke2fs.args(["-q", "-F", "-t", "ext4", "-L", label, "-E"]);
-    mke2fs.arg(format!("offset={},lazy_itable_init=0,lazy_journal_init=0", range.start));
+    mke2fs.arg(format!(
+        "offset={},lazy_itable_init=0,lazy_journal_init=0",
+        range.start
+    ));
     mke2fs.env("MKE2FS_CONFIG", tools.path("etc/mke2fs.conf"));
     mke2fs.args(options).arg("-d").arg(tar).arg(disk);
     mke2fs.arg(format!("{}k", (range.end - range.start) / 1024));
@@ -61,10 +72,21 @@ pub(super) fn make_ext4(
 }
 
 /// Makes a disk bootable by BIOS: `boot` into its first sector, `core` at sector `core_start`.
-pub(super) fn embed_grub(disk: &Path, boot: &[u8], mut core: Vec<u8>, core_start: u64) -> Result<()> {
+pub(super) fn embed_grub(
+    disk: &Path,
+    boot: &[u8],
+    mut core: Vec<u8>,
+    core_start: u64,
+) -> Result<()> {
     let sectors = u16::try_from(core.len().div_ceil(SECTOR)).context("GRUB's core is too big")?;
-    ensure!(u64::from(sectors) < MIB / 512 - 1, "GRUB's core does not fit before the partition");
-    ensure!(boot.len() == SECTOR && core.len() > SECTOR, "Not GRUB's images");
+    ensure!(
+        u64::from(sectors) < MIB / 512 - 1,
+        "GRUB's core does not fit before the partition"
+    );
+    ensure!(
+        boot.len() == SECTOR && core.len() > SECTOR,
+        "Not GRUB's images"
+    );
     core[BLOCK_LIST..][..8].copy_from_slice(&(core_start + 1).to_le_bytes());
     core[BLOCK_LIST + 8..][..2].copy_from_slice(&(sectors - 1).to_le_bytes());
     core[BLOCK_LIST + 10..][..2].copy_from_slice(&CORE_SEGMENT.to_le_bytes());
@@ -92,6 +114,9 @@ pub(super) fn place(disk: &Path, offset: u64, from: &Path) -> Result<()> {
 /// Converts a raw disk.
 pub(super) fn to_qcow2(tools: &Tools, raw: &Path, qcow2: &Path) -> Result<()> {
     let mut convert = tools.command("usr/bin/qemu-img");
-    convert.args(["convert", "-q", "-f", "raw", "-O", "qcow2"]).arg(raw).arg(qcow2);
+    convert
+        .args(["convert", "-q", "-f", "raw", "-O", "qcow2"])
+        .arg(raw)
+        .arg(qcow2);
     process::output(&mut convert).map(drop)
 }

@@ -36,8 +36,7 @@ pub(super) fn make(workshop: &Workshop, dir: &Path) -> Result<()> {
     let tree = tree(dir);
     let suite = workshop.mirror.guest_suite();
     let apt = Apt::open(&workshop.apt, &workshop.mirror, suite)?;
-    let kernel =
-        Kernel::fetch(&apt, workshop.mirror.cloud_kernel(), &tree, &workshop.tools)?;
+    let kernel = Kernel::fetch(&apt, workshop.mirror.cloud_kernel(), &tree, &workshop.tools)?;
     fs::copy(kernel.image(), dir.join("vmlinuz"))?;
     kernel.write_vmlinux(&dir.join("vmlinux"))?;
     let initrd = Initrd::new(&workshop.tools.path("usr/bin/busybox"), INIT)?

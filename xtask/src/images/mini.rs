@@ -79,7 +79,10 @@ pub(super) fn make(workshop: &Workshop, kernel_tree: &Path, dir: &Path) -> Resul
     write_root(workshop, &Kernel::open(kernel_tree)?, &root)?;
     let tar = work.path().join("root.tar");
     let mut pack = Command::new("tar");
-    pack.args(["--owner=0", "--group=0", "--numeric-owner", "-C"]).arg(&root).arg("-cf").arg(&tar);
+    pack.args(["--owner=0", "--group=0", "--numeric-owner", "-C"])
+        .arg(&root)
+        .arg("-cf")
+        .arg(&tar);
     process::output(pack.arg("."))?;
     let raw = dir.join("mini.raw");
     File::create(&raw)?.set_len(SIZE)?;
@@ -87,7 +90,14 @@ pub(super) fn make(workshop: &Workshop, kernel_tree: &Path, dir: &Path) -> Resul
     disk::partition(tools, &raw, layout)?;
     // Without a journal and checksums, so that also an old GRUB and an old e2fsck know it.
     let features = "^has_journal,^metadata_csum,^64bit,^orphan_file";
-    disk::make_ext4(tools, &tar, &raw, MIB..SIZE, "miniroot", &["-O", features, "-N", "2048"])?;
+    disk::make_ext4(
+        tools,
+        &tar,
+        &raw,
+        MIB..SIZE,
+        "miniroot",
+        &["-O", features, "-N", "2048"],
+    )?;
     let early = work.path().join("early.cfg");
     write(
         &early,
@@ -97,15 +107,39 @@ pub(super) fn make(workshop: &Workshop, kernel_tree: &Path, dir: &Path) -> Resul
     let core = work.path().join("core.img");
     let modules = tools.path("usr/lib/grub/i386-pc");
     let mut mkimage = tools.command("usr/bin/grub-mkimage");
-    mkimage.args(["-O", "i386-pc", "-p", "/boot/grub", "-d"]).arg(&modules);
-    mkimage.arg("-c").arg(&early).arg("-o").arg(&core).args(GRUB_MODULES);
+    mkimage
+        .args(["-O", "i386-pc", "-p", "/boot/grub", "-d"])
+        .arg(&modules);
+    mkimage
+        .arg("-c")
+        .arg(&early)
+        .arg("-o")
+        .arg(&core)
+        .args(GRUB_MODULES);
     process::output(&mut mkimage)?;
-    disk::embed_grub(&raw, &fs::read(modules.join("boot.img"))?, fs::read(core)?, 1)?;
+    disk::embed_grub(
+        &raw,
+        &fs::read(modules.join("boot.img"))?,
+        fs::read(core)?,
+        1,
+    )?;
     disk::to_qcow2(tools, &raw, &dir.join("mini.qcow2"))
 }
 
 fn write_root(workshop: &Workshop, kernel: &Kernel, root: &Path) -> Result<()> {
-    for dir in ["bin", "sbin", "dev", "proc", "sys", "tmp", "run", "root", "var", "mnt", "boot/grub"] {
+    for dir in [
+        "bin",
+        "sbin",
+        "dev",
+        "proc",
+        "sys",
+        "tmp",
+        "run",
+        "root",
+        "var",
+        "mnt",
+        "boot/grub",
+    ] {
         fs::create_dir_all(root.join(dir))?;
     }
     let busybox = workshop.tools.path("usr/bin/busybox");

@@ -45,7 +45,9 @@ impl Images {
     /// The images of this user, or of `$EDGEVMM_IMAGES`.
     #[must_use]
     pub fn of_this_user() -> Self {
-        Self { dir: cache::images_dir() }
+        Self {
+            dir: cache::images_dir(),
+        }
     }
 
     /// The kernel as bzImage.
@@ -106,9 +108,10 @@ impl Images {
         let (name, recipe) = match image {
             Image::Kernel => ("kernel", kernel),
             Image::Mini => ("mini", cache::recipe((kernel, mini::RECIPE, disk::RECIPE))),
-            Image::Debian12 => {
-                ("debian12", cache::recipe((&mirror, debian12::RECIPE, disk::RECIPE)))
-            }
+            Image::Debian12 => (
+                "debian12",
+                cache::recipe((&mirror, debian12::RECIPE, disk::RECIPE)),
+            ),
         };
         let dir = self.dir.join(name);
         if cache::is_fresh(&dir, recipe) {
@@ -119,7 +122,11 @@ impl Images {
         }
         let layout = Layout::of_this_user();
         let tools = setup_tools(&layout)?;
-        let workshop = Workshop { mirror, tools, apt: layout.dir().join("apt") };
+        let workshop = Workshop {
+            mirror,
+            tools,
+            apt: layout.dir().join("apt"),
+        };
         let _lock = DirLock::exclusive(&self.dir)?;
         cache::ensure(&dir, recipe, |dir| {
             step(&format!("Making the test image '{name}'"), || match image {

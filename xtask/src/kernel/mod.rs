@@ -51,10 +51,17 @@ impl Kernel {
             .with_context(|| format!("Cannot read {}", boot.display()))?
             .flatten()
             .find_map(|entry| {
-                entry.file_name().to_str()?.strip_prefix("vmlinuz-").map(str::to_owned)
+                entry
+                    .file_name()
+                    .to_str()?
+                    .strip_prefix("vmlinuz-")
+                    .map(str::to_owned)
             })
             .with_context(|| format!("No kernel in {}", boot.display()))?;
-        Ok(Self { root: root.to_owned(), release })
+        Ok(Self {
+            root: root.to_owned(),
+            release,
+        })
     }
 
     /// The kernel's release, as `uname -r` shows it.
@@ -66,7 +73,9 @@ impl Kernel {
     /// The bzImage.
     #[must_use]
     pub fn image(&self) -> PathBuf {
-        self.root.join("boot").join(format!("vmlinuz-{}", self.release))
+        self.root
+            .join("boot")
+            .join(format!("vmlinuz-{}", self.release))
     }
 
     /// Writes the ELF kernel (with its PVH note) that is packed in the bzImage.

@@ -27,11 +27,21 @@ impl Modules {
         let lines = modules_dep.lines().filter_map(|line| line.split_once(':'));
         let dependencies: HashMap<String, Vec<String>> = lines
             .map(|(path, needs)| {
-                (path.to_owned(), needs.split_whitespace().map(str::to_owned).collect())
+                (
+                    path.to_owned(),
+                    needs.split_whitespace().map(str::to_owned).collect(),
+                )
             })
             .collect();
-        let paths = dependencies.keys().map(|path| (name_of(path), path.clone())).collect();
-        Self { dir: dir.to_owned(), dependencies, paths }
+        let paths = dependencies
+            .keys()
+            .map(|path| (name_of(path), path.clone()))
+            .collect();
+        Self {
+            dir: dir.to_owned(),
+            dependencies,
+            paths,
+        }
     }
 
     /// The directory of the modules (`…/lib/modules/RELEASE`).
@@ -46,7 +56,10 @@ impl Modules {
     pub fn closure(&self, names: &[&str]) -> Vec<String> {
         let mut seen = HashSet::new();
         let mut order = Vec::new();
-        for path in names.iter().filter_map(|name| self.paths.get(&canonical(name))) {
+        for path in names
+            .iter()
+            .filter_map(|name| self.paths.get(&canonical(name)))
+        {
             self.visit(path, &mut seen, &mut order);
         }
         order
@@ -57,7 +70,11 @@ impl Modules {
     pub fn below(&self, prefix: &str) -> Vec<String> {
         let mut seen = HashSet::new();
         let mut order = Vec::new();
-        for path in self.dependencies.keys().filter(|path| path.starts_with(prefix)) {
+        for path in self
+            .dependencies
+            .keys()
+            .filter(|path| path.starts_with(prefix))
+        {
             self.visit(path, &mut seen, &mut order);
         }
         order
@@ -101,7 +118,9 @@ impl Modules {
 /// A module's path without the ending of its compression.
 #[must_use]
 pub fn unpacked_path(path: &str) -> &str {
-    path.strip_suffix(".xz").or_else(|| path.strip_suffix(".zst")).unwrap_or(path)
+    path.strip_suffix(".xz")
+        .or_else(|| path.strip_suffix(".zst"))
+        .unwrap_or(path)
 }
 
 fn name_of(path: &str) -> String {
@@ -125,7 +144,10 @@ mod tests {
              kernel/c.ko.xz: kernel/d.ko.xz\nkernel/d.ko.xz:\nkernel/e.ko.xz:\n",
         );
         let order = modules.closure(&["a_b", "d", "missing"]);
-        assert_eq!(order, ["kernel/d.ko.xz", "kernel/c.ko.xz", "kernel/a-b.ko.xz"]);
+        assert_eq!(
+            order,
+            ["kernel/d.ko.xz", "kernel/c.ko.xz", "kernel/a-b.ko.xz"]
+        );
         assert_eq!(unpacked_path("kernel/d.ko.xz"), "kernel/d.ko");
     }
 }

@@ -20,9 +20,15 @@ pub fn extract(image: &[u8]) -> Result<Vec<u8>> {
             read_all(ruzstd::decoding::StreamingDecoder::new(payload).context("Bad zstd data")?)?
         }
         [0x02, 0x21, 0x4c, 0x18, blocks @ ..] => unpack_lz4(blocks)?,
-        other => bail!("Unknown compression {:02x?}", other.get(..6).unwrap_or_default()),
+        other => bail!(
+            "Unknown compression {:02x?}",
+            other.get(..6).unwrap_or_default()
+        ),
     };
-    ensure!(elf.starts_with(b"\x7fELF"), "The payload is not an ELF file");
+    ensure!(
+        elf.starts_with(b"\x7fELF"),
+        "The payload is not an ELF file"
+    );
     Ok(elf)
 }
 
@@ -43,7 +49,9 @@ fn field(bytes: &[u8], offset: usize) -> Option<usize> {
 
 fn read_all(mut reader: impl Read) -> Result<Vec<u8>> {
     let mut out = Vec::new();
-    reader.read_to_end(&mut out).context("Damaged compressed data")?;
+    reader
+        .read_to_end(&mut out)
+        .context("Damaged compressed data")?;
     Ok(out)
 }
 
@@ -52,7 +60,9 @@ fn read_all(mut reader: impl Read) -> Result<Vec<u8>> {
 fn unpack_lz4(mut blocks: &[u8]) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     while let Some(length) = field(blocks, 0) {
-        let Some(block) = blocks.get(4..4 + length).filter(|block| !block.is_empty()) else { break };
+        let Some(block) = blocks.get(4..4 + length).filter(|block| !block.is_empty()) else {
+            break;
+        };
         out.append(&mut lz4_flex::block::decompress(block, LZ4_BLOCK).context("Bad LZ4 data")?);
         blocks = &blocks[4 + length..];
     }

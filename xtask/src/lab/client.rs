@@ -90,7 +90,10 @@ impl Client {
         let reader = stream.try_clone()?;
         let of_reader = Arc::clone(&state);
         thread::spawn(move || read_frames(reader, &of_reader));
-        let client = Self { writer: Mutex::new(stream), state };
+        let client = Self {
+            writer: Mutex::new(stream),
+            state,
+        };
         let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
         let hello = Hello {
             unix_nanos: u64::try_from(now.as_nanos())?,
@@ -102,7 +105,11 @@ impl Client {
         let greeted = loop {
             let step = Some(Duration::from_millis(100));
             let answer = client.state.wait(step, |shared| {
-                if shared.closed { Some(None) } else { shared.greeted.take().map(Some) }
+                if shared.closed {
+                    Some(None)
+                } else {
+                    shared.greeted.take().map(Some)
+                }
             });
             match answer {
                 Some(answer) => break answer,
@@ -124,18 +131,27 @@ impl Client {
             let mut shared = self.state.lock();
             shared.newest += 1;
             let channel = shared.newest;
-            let progress = Progress { credit: INITIAL_CREDIT, stream, ..Progress::default() };
+            let progress = Progress {
+                credit: INITIAL_CREDIT,
+                stream,
+                ..Progress::default()
+            };
             shared.commands.insert(channel, progress);
             channel
         };
-        let running = Running { client: Arc::clone(self), channel };
+        let running = Running {
+            client: Arc::clone(self),
+            channel,
+        };
         self.send(&Frame::json(channel, Kind::Spawn, spawn)?)?;
         Ok(running)
     }
 
     fn send(&self, frame: &Frame) -> Result<()> {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        frame.write(&mut *writer).context("The connection to L1 is gone")
+        frame
+            .write(&mut *writer)
+            .context("The connection to L1 is gone")
     }
 }
 
@@ -274,7 +290,8 @@ impl Running {
     /// # Errors
     /// L1 ended.
     pub fn resize(&self, size: WindowSize) -> Result<()> {
-        self.client.send(&Frame::json(self.channel, Kind::Resize, &size)?)
+        self.client
+            .send(&Frame::json(self.channel, Kind::Resize, &size)?)
     }
 
     /// What the command wrote to its stdout (or terminal) so far.
@@ -282,7 +299,9 @@ impl Running {
     pub fn stdout(&self) -> String {
         let shared = self.client.state.lock();
         let progress = shared.commands.get(&self.channel);
-        progress.map_or_else(String::new, |it| String::from_utf8_lossy(&it.stdout).into_owned())
+        progress.map_or_else(String::new, |it| {
+            String::from_utf8_lossy(&it.stdout).into_owned()
+        })
     }
 
     /// Waits until the command's stdout has `text` in it after its first `skip` bytes; returns the
@@ -296,7 +315,10 @@ impl Running {
             let closed = shared.closed;
             let progress = shared.commands.get(&self.channel)?;
             let part = progress.stdout.get(looked_at..).unwrap_or_default();
-            if let Some(at) = part.windows(text.len()).position(|it| it == text.as_bytes()) {
+            if let Some(at) = part
+                .windows(text.len())
+                .position(|it| it == text.as_bytes())
+            {
                 return Some(Some(looked_at + at + text.len()));
             }
             looked_at = looked_at.max(progress.stdout.len().saturating_sub(text.len()));
@@ -307,7 +329,10 @@ impl Running {
             Some(None) => "the command ended",
             None => "it took too long",
         };
-        bail!("No '{text}' in the output before {what}. It wrote:\n{}", self.tail())
+        bail!(
+            "No '{text}' in the output before {what}. It wrote:\n{}",
+            self.tail()
+        )
     }
 
     /// Waits for the command's end.
@@ -346,7 +371,9 @@ impl Running {
 
     fn tail(&self) -> String {
         let shared = self.client.state.lock();
-        let Some(progress) = shared.commands.get(&self.channel) else { return String::new() };
+        let Some(progress) = shared.commands.get(&self.channel) else {
+            return String::new();
+        };
         let tail = |bytes: &[u8]| {
             let start = bytes.len().saturating_sub(4000);
             String::from_utf8_lossy(bytes.get(start..).unwrap_or_default()).into_owned()
@@ -355,7 +382,11 @@ impl Running {
     }
 
     fn send(&self, kind: Kind, payload: Vec<u8>) -> Result<()> {
-        self.client.send(&Frame { channel: self.channel, kind, payload })
+        self.client.send(&Frame {
+            channel: self.channel,
+            kind,
+            payload,
+        })
     }
 }
 

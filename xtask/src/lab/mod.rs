@@ -71,7 +71,12 @@ impl Command {
             cwd: "/root".to_owned(),
             terminal: None,
         };
-        Self { spawn, input: Vec::new(), timeout: None, stream: false }
+        Self {
+            spawn,
+            input: Vec::new(),
+            timeout: None,
+            stream: false,
+        }
     }
 
     /// A command that runs `script` by L1's `bash`.
@@ -90,7 +95,9 @@ impl Command {
     /// Adds arguments.
     #[must_use]
     pub fn args<S: Into<String>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
-        self.spawn.argv.extend(arguments.into_iter().map(Into::into));
+        self.spawn
+            .argv
+            .extend(arguments.into_iter().map(Into::into));
         self
     }
 
@@ -175,9 +182,8 @@ impl Lab {
         } else {
             boot(|| {
                 let vm = Vm::spawn(&layout, &options.machine, Start::Cold, &share)?;
-                let client = Client::connect(vm.connect("agent")?, true, BOOT_TIMEOUT, || {
-                    !vm.has_ended()
-                });
+                let client =
+                    Client::connect(vm.connect("agent")?, true, BOOT_TIMEOUT, || !vm.has_ended());
                 Ok((vm, client))
             })?
         };
@@ -192,8 +198,18 @@ impl Lab {
     pub fn run(&self, command: &Command) -> Result<Output> {
         let running = self.spawn(command)?;
         // A command may end without reading all it was given.
-        let _ = running.write(&command.input).and_then(|()| running.close_stdin());
-        running.wait(command.timeout).map_err(|error| self.explained(error))
+        let _ = running
+            .write(&command.input)
+            .and_then(|()| running.close_stdin());
+        self.wait(&running, command.timeout)
+    }
+
+    /// [`Running::wait`], with the machine's last words when it is the machine that ended.
+    ///
+    /// # Errors
+    /// As [`Running::wait`].
+    pub fn wait(&self, running: &Running, timeout: Option<Duration>) -> Result<Output> {
+        running.wait(timeout).map_err(|error| self.explained(error))
     }
 
     /// Starts a command; its stdin stays open. Many may run at once.
@@ -223,9 +239,15 @@ impl Lab {
     /// L1 cannot write it.
     pub fn write(&self, to: &str, content: impl Into<Vec<u8>>) -> Result<()> {
         let script = r#"mkdir -p -- "$(dirname -- "$1")" && cat > "$1""#;
-        let command = Command::new("sh").args(["-c", script, "sh", to]).stdin(content);
+        let command = Command::new("sh")
+            .args(["-c", script, "sh", to])
+            .stdin(content);
         let output = self.run(&command)?;
-        ensure!(output.success(), "Cannot write {to} in L1: {}", output.stderr);
+        ensure!(
+            output.success(),
+            "Cannot write {to} in L1: {}",
+            output.stderr
+        );
         Ok(())
     }
 
@@ -235,7 +257,9 @@ impl Lab {
     /// Either side cannot read or write it.
     pub fn get(&self, from: &str, to: &Path) -> Result<()> {
         let running = self.spawn(&Command::new("cat").args(["--", from]))?;
-        let output = running.wait_raw(None).map_err(|error| self.explained(error))?;
+        let output = running
+            .wait_raw(None)
+            .map_err(|error| self.explained(error))?;
         let problem = String::from_utf8_lossy(&output.stderr);
         ensure!(output.code == 0, "Cannot get {from} from L1: {problem}");
         std::fs::write(to, output.stdout).with_context(|| format!("Cannot write {}", to.display()))
@@ -243,7 +267,11 @@ impl Lab {
 
     fn copy(&self, script: &str, from: &str, to: &str) -> Result<()> {
         let output = self.run(&Command::new("sh").args(["-c", script, "sh", from, to]))?;
-        if output.success() { Ok(()) } else { bail!("{}", output.stderr.trim()) }
+        if output.success() {
+            Ok(())
+        } else {
+            bail!("{}", output.stderr.trim())
+        }
     }
 
     fn explained(&self, error: anyhow::Error) -> anyhow::Error {
@@ -275,7 +303,12 @@ fn boot(start: impl Fn() -> Result<Started>) -> Result<(Vm, Arc<Client>)> {
 
 fn resume(layout: &Layout, share: &Path) -> Result<Started> {
     let snapshot = layout.snapshot();
-    let vm = Vm::spawn(layout, &Machine::default(), Start::Resumed(&snapshot), share)?;
+    let vm = Vm::spawn(
+        layout,
+        &Machine::default(),
+        Start::Resumed(&snapshot),
+        share,
+    )?;
     qemu::resume(&mut vm.qmp()?, &snapshot.join("state"))?;
     let stream = vm.connect("agent")?;
     let client = Client::connect(stream, true, RESUME_TIMEOUT, || !vm.has_ended());

@@ -21,9 +21,16 @@ const PROLOGUE: usize = 48;
 /// The function or the check is not where this knows to find it.
 pub fn without_lock_check(mut elf: Vec<u8>) -> Result<Vec<u8>> {
     let start = function_offset(&elf, "tcg_handle_interrupt")?;
-    let code = elf.get_mut(start..start + PROLOGUE).context("The function is cut off")?;
-    let test = code.windows(2).position(|pair| pair == TEST_AL).context("No check found")?;
-    let branch = code.get_mut(test + 2..test + 8).context("The check is cut off")?;
+    let code = elf
+        .get_mut(start..start + PROLOGUE)
+        .context("The function is cut off")?;
+    let test = code
+        .windows(2)
+        .position(|pair| pair == TEST_AL)
+        .context("No check found")?;
+    let branch = code
+        .get_mut(test + 2..test + 8)
+        .context("The check is cut off")?;
     match *branch {
         // jne past the failure: always.
         [0x75, ..] => branch[0] = 0xeb,
@@ -46,5 +53,7 @@ fn function_offset(elf: &[u8], name: &str) -> Result<usize> {
         let (start, _) = section.file_range()?;
         (inside < section.size()).then(|| start + inside)
     });
-    Ok(usize::try_from(offset.context("The function is in no section")?)?)
+    Ok(usize::try_from(
+        offset.context("The function is in no section")?,
+    )?)
 }

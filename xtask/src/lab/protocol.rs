@@ -134,14 +134,19 @@ impl Frame {
         let mut header = [0; 9];
         reader.read_exact(&mut header)?;
         let [l0, l1, l2, l3, c0, c1, c2, c3, kind] = header;
-        let length = usize::try_from(u32::from_le_bytes([l0, l1, l2, l3])).map_err(io::Error::other)?;
+        let length =
+            usize::try_from(u32::from_le_bytes([l0, l1, l2, l3])).map_err(io::Error::other)?;
         let kind = Kind::ALL.into_iter().find(|each| *each as u8 == kind);
         let (Some(kind), true) = (kind, length <= MAX_PAYLOAD) else {
             return Err(io::Error::other("not a frame of the lab's protocol"));
         };
         let mut payload = vec![0; length];
         reader.read_exact(&mut payload)?;
-        Ok(Self { channel: u32::from_le_bytes([c0, c1, c2, c3]), kind, payload })
+        Ok(Self {
+            channel: u32::from_le_bytes([c0, c1, c2, c3]),
+            kind,
+            payload,
+        })
     }
 
     /// A frame whose payload is `value` as JSON.
@@ -149,13 +154,21 @@ impl Frame {
     /// # Errors
     /// `value` cannot be written as JSON.
     pub fn json(channel: u32, kind: Kind, value: &impl Serialize) -> io::Result<Self> {
-        Ok(Self { channel, kind, payload: serde_json::to_vec(value)? })
+        Ok(Self {
+            channel,
+            kind,
+            payload: serde_json::to_vec(value)?,
+        })
     }
 
     /// The payload as a number, for kinds that carry one.
     #[must_use]
     pub fn number(&self) -> Option<i32> {
-        self.payload.as_slice().try_into().ok().map(i32::from_le_bytes)
+        self.payload
+            .as_slice()
+            .try_into()
+            .ok()
+            .map(i32::from_le_bytes)
     }
 }
 
@@ -168,13 +181,24 @@ mod tests {
     fn frames_come_back_as_they_went() {
         let mut stream = Vec::new();
         for kind in Kind::ALL {
-            let frame = Frame { channel: 7, kind, payload: vec![kind as u8; 3] };
+            let frame = Frame {
+                channel: 7,
+                kind,
+                payload: vec![kind as u8; 3],
+            };
             frame.write(&mut stream).unwrap();
         }
         let mut reader = stream.as_slice();
         for kind in Kind::ALL {
             let frame = Frame::read(&mut reader).unwrap();
-            assert_eq!(frame, Frame { channel: 7, kind, payload: vec![kind as u8; 3] });
+            assert_eq!(
+                frame,
+                Frame {
+                    channel: 7,
+                    kind,
+                    payload: vec![kind as u8; 3]
+                }
+            );
         }
         assert!(Frame::read(&mut reader).is_err());
     }

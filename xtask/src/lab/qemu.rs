@@ -41,7 +41,11 @@ pub struct Machine {
 
 impl Default for Machine {
     fn default() -> Self {
-        Self { cpus: 4, memory_mib: 4096, drives: Vec::new() }
+        Self {
+            cpus: 4,
+            memory_mib: 4096,
+            drives: Vec::new(),
+        }
     }
 }
 
@@ -83,7 +87,11 @@ impl Vm {
         command.stderr(File::create(dir.path().join("stderr"))?);
         let ended = Arc::new(AtomicBool::new(false));
         let keeper = keep(command, Arc::clone(&ended))?;
-        Ok(Self { dir, ended, keeper: Some(keeper) })
+        Ok(Self {
+            dir,
+            ended,
+            keeper: Some(keeper),
+        })
     }
 
     /// Connects to one of the machine's sockets, which appear soon after its start.
@@ -116,7 +124,11 @@ impl Vm {
             let start = bytes.len().saturating_sub(1500);
             String::from_utf8_lossy(&bytes[start..]).into_owned()
         };
-        format!("{what}. QEMU said:\n{}\nL1's console said:\n{}", tail("stderr"), tail("console"))
+        format!(
+            "{what}. QEMU said:\n{}\nL1's console said:\n{}",
+            tail("stderr"),
+            tail("console")
+        )
     }
 
     /// Whether L1's kernel said that it cannot go on.
@@ -163,7 +175,10 @@ fn keep(
         watch(&mut child, &stopped);
         ended.store(true, Ordering::Release);
     });
-    has_started.recv().context("The machine's thread ended")?.context("Cannot start QEMU")?;
+    has_started
+        .recv()
+        .context("The machine's thread ended")?
+        .context("Cannot start QEMU")?;
     Ok((stop, keeper))
 }
 
@@ -216,8 +231,17 @@ fn configure(
         ),
         ("-device", "virtio-blk-pci,drive=root".into()),
         ("-device", "virtio-serial-pci".into()),
-        ("-chardev", format!("socket,id=agent,path={},server=on,wait=off", socket("agent"))),
-        ("-device", format!("virtserialport,chardev=agent,name={PORT}")),
+        (
+            "-chardev",
+            format!(
+                "socket,id=agent,path={},server=on,wait=off",
+                socket("agent")
+            ),
+        ),
+        (
+            "-device",
+            format!("virtserialport,chardev=agent,name={PORT}"),
+        ),
         (
             "-fsdev",
             "local,id=host,path=/,security_model=none,multidevs=remap,readonly=on".into(),
@@ -227,7 +251,10 @@ fn configure(
             "-fsdev",
             format!("local,id=share,path={share},security_model=none,multidevs=remap"),
         ),
-        ("-device", "virtio-9p-pci,fsdev=share,mount_tag=share".into()),
+        (
+            "-device",
+            "virtio-9p-pci,fsdev=share,mount_tag=share".into(),
+        ),
         ("-netdev", "user,id=net".into()),
         ("-device", "virtio-net-pci,netdev=net,romfile=".into()),
         ("-device", "virtio-rng-pci".into()),
@@ -256,14 +283,20 @@ fn memory_file(machine: &Machine, path: &Path, share: &str) -> String {
 pub(super) fn save(qmp: &mut Qmp, state: &Path) -> Result<()> {
     qmp.execute("stop", &json!({}))?;
     leave_ram_alone(qmp)?;
-    qmp.execute("migrate", &json!({ "uri": format!("file:{}", state.display()) }))?;
+    qmp.execute(
+        "migrate",
+        &json!({ "uri": format!("file:{}", state.display()) }),
+    )?;
     wait_for_migration(qmp)
 }
 
 /// Loads the device state of a snapshot into a [`Start::Resumed`] machine and lets it go on.
 pub(super) fn resume(qmp: &mut Qmp, state: &Path) -> Result<()> {
     leave_ram_alone(qmp)?;
-    qmp.execute("migrate-incoming", &json!({ "uri": format!("file:{}", state.display()) }))?;
+    qmp.execute(
+        "migrate-incoming",
+        &json!({ "uri": format!("file:{}", state.display()) }),
+    )?;
     wait_for_migration(qmp)?;
     qmp.execute("cont", &json!({})).map(drop)
 }
@@ -271,7 +304,11 @@ pub(super) fn resume(qmp: &mut Qmp, state: &Path) -> Result<()> {
 /// RAM is in a file already: a migration need not carry it.
 fn leave_ram_alone(qmp: &mut Qmp) -> Result<()> {
     let capability = json!({ "capability": "x-ignore-shared", "state": true });
-    qmp.execute("migrate-set-capabilities", &json!({ "capabilities": [capability] })).map(drop)
+    qmp.execute(
+        "migrate-set-capabilities",
+        &json!({ "capabilities": [capability] }),
+    )
+    .map(drop)
 }
 
 fn wait_for_migration(qmp: &mut Qmp) -> Result<()> {
@@ -289,10 +326,14 @@ fn wait_for_migration(qmp: &mut Qmp) -> Result<()> {
 
 /// Removes what machines of processes left behind that were killed.
 fn remove_stale_runs() {
-    let Ok(entries) = fs::read_dir(std::env::temp_dir()) else { return };
+    let Ok(entries) = fs::read_dir(std::env::temp_dir()) else {
+        return;
+    };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let owner = name.to_str().and_then(|name| name.strip_prefix(RUN_PREFIX)?.split('-').next());
+        let owner = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(RUN_PREFIX)?.split('-').next());
         if owner.is_some_and(|pid| !PathBuf::from("/proc").join(pid).exists()) {
             let _ = fs::remove_dir_all(entry.path());
         }

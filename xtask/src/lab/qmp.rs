@@ -18,7 +18,9 @@ impl Qmp {
     /// # Errors
     /// QEMU ended or speaks something else.
     pub fn new(stream: UnixStream) -> Result<Self> {
-        let mut qmp = Self { stream: BufReader::new(stream) };
+        let mut qmp = Self {
+            stream: BufReader::new(stream),
+        };
         qmp.message().context("No greeting from QEMU")?;
         qmp.execute("qmp_capabilities", &json!({}))?;
         Ok(qmp)
@@ -33,12 +35,17 @@ impl Qmp {
         writeln!(self.stream.get_mut(), "{request}")
             .with_context(|| format!("Cannot send {command} to QEMU"))?;
         loop {
-            let message = self.message().with_context(|| format!("No answer to {command}"))?;
+            let message = self
+                .message()
+                .with_context(|| format!("No answer to {command}"))?;
             if let Some(value) = message.get("return") {
                 return Ok(value.clone());
             }
             if let Some(error) = message.get("error") {
-                bail!("QEMU refuses {command}: {}", error["desc"].as_str().unwrap_or_default());
+                bail!(
+                    "QEMU refuses {command}: {}",
+                    error["desc"].as_str().unwrap_or_default()
+                );
             }
         }
     }

@@ -67,11 +67,21 @@ pub(super) const PACKAGES: &[&str] = &[
 ];
 
 /// Parts of the tree only this system's side uses.
-const HOST_ONLY: &[&str] = &["usr/lib/grub", "usr/bin/mksquashfs", "usr/share/mime", ".recipe"];
+const HOST_ONLY: &[&str] = &[
+    "usr/lib/grub",
+    "usr/bin/mksquashfs",
+    "usr/share/mime",
+    ".recipe",
+];
 
 /// Modules the initial RAM disk needs to find the root.
-const EARLY_MODULES: &[&str] =
-    &["virtio_pci", "virtio_blk", "virtio_console", "squashfs", "overlay"];
+const EARLY_MODULES: &[&str] = &[
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_console",
+    "squashfs",
+    "overlay",
+];
 
 /// Modules that commands in L1 may load, with what they depend on.
 const MODULES: &[&str] = &[
@@ -142,15 +152,23 @@ pub(super) fn complete(root: &Path) -> Result<()> {
     ] {
         fs::copy(root.join(from), etc.join(to)).with_context(|| format!("Cannot copy {from}"))?;
     }
-    fs::write(etc.join("hosts"), "127.0.0.1 localhost lab\n::1 localhost\n")?;
-    fs::write(etc.join("nsswitch.conf"), "passwd: files\ngroup: files\nhosts: files dns\n")?;
+    fs::write(
+        etc.join("hosts"),
+        "127.0.0.1 localhost lab\n::1 localhost\n",
+    )?;
+    fs::write(
+        etc.join("nsswitch.conf"),
+        "passwd: files\ngroup: files\nhosts: files dns\n",
+    )?;
     for (link, target) in [("awk", "gawk"), ("nc", "nc.openbsd"), ("pager", "less")] {
         let link = root.join("usr/bin").join(link);
         if fs::symlink_metadata(&link).is_err() {
             symlink(target, link)?;
         }
     }
-    for dir in ["host", "share", "dev", "proc", "sys", "run", "tmp", "root", "mnt"] {
+    for dir in [
+        "host", "share", "dev", "proc", "sys", "run", "tmp", "root", "mnt",
+    ] {
         fs::create_dir_all(root.join(dir))?;
     }
     Ok(())
@@ -177,16 +195,33 @@ pub(super) fn write_image(tools: &Tools, kernel: &Kernel, agent: &Path, path: &P
     merge(&tools.path(""), extra)?;
     let mut squash = tools.command("usr/bin/mksquashfs");
     squash.arg(extra).arg(path);
-    squash.args(["-noappend", "-quiet", "-no-progress", "-all-root", "-no-xattrs"]);
+    squash.args([
+        "-noappend",
+        "-quiet",
+        "-no-progress",
+        "-all-root",
+        "-no-xattrs",
+    ]);
     // Packing would only be undone under emulation.
-    squash.args(["-noI", "-noD", "-noF", "-noX", "-no-duplicates", "-wildcards"]);
+    squash.args([
+        "-noI",
+        "-noD",
+        "-noF",
+        "-noX",
+        "-no-duplicates",
+        "-wildcards",
+    ]);
     process::output(squash.arg("-e").args(HOST_ONLY)).map(drop)
 }
 
 fn copy_modules(tools: &Tools, kernel: &Kernel, root: &Path) -> Result<()> {
     let modules = kernel.modules()?;
     let mut wanted = modules.closure(MODULES);
-    wanted.extend(MODULE_DIRECTORIES.iter().flat_map(|prefix| modules.below(prefix)));
+    wanted.extend(
+        MODULE_DIRECTORIES
+            .iter()
+            .flat_map(|prefix| modules.below(prefix)),
+    );
     wanted.sort();
     wanted.dedup();
     let to = root.join("usr/lib/modules").join(kernel.release());
@@ -195,7 +230,11 @@ fn copy_modules(tools: &Tools, kernel: &Kernel, root: &Path) -> Result<()> {
         fs::create_dir_all(file.parent().context("A module without a directory")?)?;
         File::create(&file)?.write_all(&modules.read(&path)?)?;
     }
-    for list in ["modules.builtin", "modules.builtin.modinfo", "modules.order"] {
+    for list in [
+        "modules.builtin",
+        "modules.builtin.modinfo",
+        "modules.order",
+    ] {
         fs::copy(modules.dir().join(list), to.join(list))?;
     }
     symlink("usr/lib", root.join("lib"))?;
@@ -207,6 +246,11 @@ fn copy_modules(tools: &Tools, kernel: &Kernel, root: &Path) -> Result<()> {
 /// Adds the tree at `from` to the one at `to`, by hard links: nothing is changed afterwards.
 fn merge(from: &Path, to: &Path) -> Result<()> {
     let mut copy = std::process::Command::new("cp");
-    copy.args(["--recursive", "--link", "--no-dereference", "--preserve=mode"]);
+    copy.args([
+        "--recursive",
+        "--link",
+        "--no-dereference",
+        "--preserve=mode",
+    ]);
     process::output(copy.arg(from.join(".")).arg(to)).map(drop)
 }

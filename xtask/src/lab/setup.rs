@@ -27,7 +27,9 @@ impl Layout {
     /// The lab of this user, or of `$EDGEVMM_LAB`.
     #[must_use]
     pub fn of_this_user() -> Self {
-        Self { dir: cache::lab_dir() }
+        Self {
+            dir: cache::lab_dir(),
+        }
     }
 
     /// The lab's directory.
@@ -68,7 +70,10 @@ impl Layout {
     pub(super) fn qemu(&self) -> Command {
         let tools = self.tools();
         let mut command = tools.command_at(&self.dir.join("l1/qemu-system-x86_64"));
-        command.env("QEMU_MODULE_DIR", tools.path("usr/lib/x86_64-linux-gnu/qemu"));
+        command.env(
+            "QEMU_MODULE_DIR",
+            tools.path("usr/lib/x86_64-linux-gnu/qemu"),
+        );
         for data in ["usr/share/qemu", "usr/share/seabios"] {
             command.arg("-L").arg(tools.path(data));
         }
@@ -81,9 +86,11 @@ impl Layout {
     /// This system's release or mirror cannot be told.
     pub fn is_ready(&self) -> Result<bool> {
         let recipes = Recipes::new(&Mirror::of_this_system()?);
-        Ok(cache::is_fresh(&self.dir.join("packages"), recipes.packages)
-            && cache::is_fresh(&self.dir.join("l1"), recipes.l1)
-            && cache::is_fresh(&self.snapshot(), recipes.snapshot))
+        Ok(
+            cache::is_fresh(&self.dir.join("packages"), recipes.packages)
+                && cache::is_fresh(&self.dir.join("l1"), recipes.l1)
+                && cache::is_fresh(&self.snapshot(), recipes.snapshot),
+        )
     }
 }
 
@@ -99,10 +106,19 @@ impl Recipes {
     fn new(mirror: &Mirror) -> Self {
         let packages = cache::recipe((mirror, root::PACKAGES));
         let kernel = cache::recipe((packages, mirror.generic_kernel()));
-        let sources = (root::INITRD_INIT, include_str!("root.rs"), include_str!("patch.rs"));
+        let sources = (
+            root::INITRD_INIT,
+            include_str!("root.rs"),
+            include_str!("patch.rs"),
+        );
         let l1 = cache::recipe((kernel, sources, agent::SOURCES));
         let snapshot = cache::recipe((l1, include_str!("qemu.rs")));
-        Self { packages, kernel, l1, snapshot }
+        Self {
+            packages,
+            kernel,
+            l1,
+            snapshot,
+        }
     }
 }
 
@@ -135,7 +151,9 @@ pub fn setup(layout: &Layout, agent: &Path) -> Result<()> {
         })
     })?;
     cache::ensure(&layout.dir.join("l1"), recipes.l1, |dir| {
-        step("Making L1's root disk", || make_l1(&tools, &kernel_dir, agent, dir))
+        step("Making L1's root disk", || {
+            make_l1(&tools, &kernel_dir, agent, dir)
+        })
     })?;
     cache::ensure(&layout.snapshot(), recipes.snapshot, |dir| {
         step("Booting L1 and saving it", || save_snapshot(layout, dir))
@@ -194,14 +212,20 @@ fn save_snapshot(layout: &Layout, dir: &Path) -> Result<()> {
         Ok((vm, client))
     })?;
     let settle = Spawn {
-        argv: ["sh", "-c", "test -c /dev/kvm && sync && echo 3 > /proc/sys/vm/drop_caches"]
-            .map(str::to_owned)
-            .to_vec(),
+        argv: [
+            "sh",
+            "-c",
+            "test -c /dev/kvm && sync && echo 3 > /proc/sys/vm/drop_caches",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
         env: Vec::new(),
         cwd: "/".to_owned(),
         terminal: None,
     };
-    let output = client.spawn(&settle, false)?.wait(Some(Duration::from_secs(60)))?;
+    let output = client
+        .spawn(&settle, false)?
+        .wait(Some(Duration::from_secs(60)))?;
     anyhow::ensure!(output.success(), "{}", vm.explain("L1 has no /dev/kvm"));
     std::thread::sleep(Duration::from_millis(500));
     qemu::save(&mut vm.qmp()?, &dir.join("state"))?;

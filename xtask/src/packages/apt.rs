@@ -23,7 +23,9 @@ impl Apt {
     /// # Errors
     /// No apt, no network, or the mirror does not have `suite`.
     pub fn open(dir: &Path, mirror: &Mirror, suite: &str) -> Result<Self> {
-        let apt = Self { dir: dir.join(suite) };
+        let apt = Self {
+            dir: dir.join(suite),
+        };
         for sub in ["lists/partial", "cache/archives/partial"] {
             let path = apt.dir.join(sub);
             fs::create_dir_all(&path).with_context(|| format!("Cannot make {}", path.display()))?;
@@ -56,20 +58,34 @@ impl Apt {
     fn try_download(&self, packages: &[&str], wanted: fn(&str) -> bool) -> Result<Vec<PathBuf>> {
         let install = ["--no-install-recommends", "--yes", "-qq", "install"];
         let uris = process::output(
-            self.command("apt-get").arg("--print-uris").args(install).args(packages),
+            self.command("apt-get")
+                .arg("--print-uris")
+                .args(install)
+                .args(packages),
         )?;
         let closure = archives(&uris);
         let files: Vec<&String> = closure.iter().filter(|file| wanted(file)).collect();
         if files.len() == closure.len() {
             let download = ["--download-only"];
-            process::output(self.command("apt-get").args(download).args(install).args(packages))?;
+            process::output(
+                self.command("apt-get")
+                    .args(download)
+                    .args(install)
+                    .args(packages),
+            )?;
         } else {
             let names = files.iter().filter_map(|file| file.split('_').next());
             let mut command = self.command("apt-get");
-            command.current_dir(self.archive_dir()).args(["-qq", "download"]).args(names);
+            command
+                .current_dir(self.archive_dir())
+                .args(["-qq", "download"])
+                .args(names);
             process::output(&mut command)?;
         }
-        Ok(files.iter().map(|file| self.archive_dir().join(file)).collect())
+        Ok(files
+            .iter()
+            .map(|file| self.archive_dir().join(file))
+            .collect())
     }
 
     fn archive_dir(&self) -> PathBuf {
@@ -78,7 +94,9 @@ impl Apt {
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        command.env("LC_ALL", "C.UTF-8").env("DEBIAN_FRONTEND", "noninteractive");
+        command
+            .env("LC_ALL", "C.UTF-8")
+            .env("DEBIAN_FRONTEND", "noninteractive");
         for (option, path) in [
             ("Dir::Etc::SourceList", self.dir.join("sources.list")),
             ("Dir::Etc::SourceParts", "/dev/null".into()),

@@ -70,14 +70,21 @@ fn unpack_one(archive: &Path, root: &Path) -> Result<()> {
         .context("Cannot start dpkg-deb")?;
     let stream = unpacker.stdout.take().context("dpkg-deb has no output")?;
     let mut tar = Command::new("tar");
-    tar.arg("-x").arg("-C").arg(root).args(["--keep-directory-symlink", "--no-same-owner"]);
+    tar.arg("-x")
+        .arg("-C")
+        .arg(root)
+        .args(["--keep-directory-symlink", "--no-same-owner"]);
     tar.args(EXCLUDED.iter().map(|path| format!("--exclude={path}")));
     let output = tar.stdin(stream).output().context("Cannot start tar")?;
     let unpacked = unpacker.wait().context("Cannot wait for dpkg-deb")?;
     if output.status.success() && unpacked.success() {
         return Ok(());
     }
-    bail!("Cannot unpack {}: {}", archive.display(), String::from_utf8_lossy(&output.stderr))
+    bail!(
+        "Cannot unpack {}: {}",
+        archive.display(),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 /// Programs of an unpacked tree, run on this system through the tree's own loader and libraries.
@@ -90,7 +97,9 @@ impl Tools {
     /// Uses the tree at `root`.
     #[must_use]
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self {
+            root: root.to_owned(),
+        }
     }
 
     /// The path of a file in the tree.

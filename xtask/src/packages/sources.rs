@@ -53,7 +53,11 @@ impl Mirror {
                 )
             })?,
         };
-        Ok(Self { distribution, uri, host_suite: suite })
+        Ok(Self {
+            distribution,
+            uri,
+            host_suite: suite,
+        })
     }
 
     /// The release the lab is made of: at least as new as this system, so that what is built here
@@ -106,7 +110,10 @@ impl Mirror {
         } else {
             String::new()
         };
-        format!("deb [{signed}arch=amd64 target=Packages] {} {suite} {components}", self.uri)
+        format!(
+            "deb [{signed}arch=amd64 target=Packages] {} {suite} {components}",
+            self.uri
+        )
     }
 }
 
@@ -124,17 +131,26 @@ fn apt_sources() -> Vec<String> {
         paths.extend(entries.flatten().map(|entry| entry.path()));
     }
     paths.sort();
-    paths.iter().filter_map(|path| fs::read_to_string(path).ok()).collect()
+    paths
+        .iter()
+        .filter_map(|path| fs::read_to_string(path).ok())
+        .collect()
 }
 
 /// The address of the first source that carries exactly `suite` (not its updates) in `main`.
 fn find_uri(sources: &[String], suite: &str) -> Option<String> {
-    sources.iter().find_map(|text| one_line_uri(text, suite).or_else(|| deb822_uri(text, suite)))
+    sources
+        .iter()
+        .find_map(|text| one_line_uri(text, suite).or_else(|| deb822_uri(text, suite)))
 }
 
 fn one_line_uri(text: &str, suite: &str) -> Option<String> {
     text.lines().find_map(|line| {
-        let rest = line.trim().strip_prefix("deb")?.strip_prefix([' ', '\t'])?.trim_start();
+        let rest = line
+            .trim()
+            .strip_prefix("deb")?
+            .strip_prefix([' ', '\t'])?
+            .trim_start();
         let rest = match rest.strip_prefix('[') {
             Some(options) => options.split_once(']')?.1,
             None => rest,
@@ -147,20 +163,25 @@ fn one_line_uri(text: &str, suite: &str) -> Option<String> {
 
 fn deb822_uri(text: &str, suite: &str) -> Option<String> {
     let without_comments: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
-    without_comments.join("\n").split("\n\n").find_map(|stanza| {
-        let field = |name: &str| {
-            stanza.lines().find_map(|line| {
-                let (key, value) = line.split_once(':')?;
-                key.eq_ignore_ascii_case(name).then(|| value.trim())
-            })
-        };
-        let has = |name: &str, word: &str| {
-            field(name).is_some_and(|value| value.split_whitespace().any(|each| each == word))
-        };
-        let enabled = field("Enabled").is_none_or(|value| !value.eq_ignore_ascii_case("no"));
-        let fits = enabled && has("Types", "deb") && has("Suites", suite) && has("Components", "main");
-        fits.then(|| field("URIs")?.split_whitespace().next().map(str::to_owned)).flatten()
-    })
+    without_comments
+        .join("\n")
+        .split("\n\n")
+        .find_map(|stanza| {
+            let field = |name: &str| {
+                stanza.lines().find_map(|line| {
+                    let (key, value) = line.split_once(':')?;
+                    key.eq_ignore_ascii_case(name).then(|| value.trim())
+                })
+            };
+            let has = |name: &str, word: &str| {
+                field(name).is_some_and(|value| value.split_whitespace().any(|each| each == word))
+            };
+            let enabled = field("Enabled").is_none_or(|value| !value.eq_ignore_ascii_case("no"));
+            let fits =
+                enabled && has("Types", "deb") && has("Suites", suite) && has("Components", "main");
+            fits.then(|| field("URIs")?.split_whitespace().next().map(str::to_owned))
+                .flatten()
+        })
 }
 
 #[cfg(test)]
@@ -176,7 +197,10 @@ mod tests {
                     Components: main\n";
         let find = |suite| find_uri(&[text.to_owned()], suite);
         assert_eq!(find("bookworm").unwrap(), "http://one.test/debian");
-        assert_eq!(find("bookworm-security").unwrap(), "http://two.test/security");
+        assert_eq!(
+            find("bookworm-security").unwrap(),
+            "http://two.test/security"
+        );
         assert_eq!(find("trixie"), None);
     }
 
@@ -185,7 +209,10 @@ mod tests {
         let text = "# deb http://no.test/debian bookworm main\n\
                     deb-src http://no.test/debian bookworm main\n\
                     deb [arch=amd64 signed-by=/k] http://yes.test/debian bookworm contrib main\n";
-        assert_eq!(find_uri(&[text.to_owned()], "bookworm").unwrap(), "http://yes.test/debian");
+        assert_eq!(
+            find_uri(&[text.to_owned()], "bookworm").unwrap(),
+            "http://yes.test/debian"
+        );
         let off = "Enabled: no\nTypes: deb\nURIs: http://x.test\nSuites: noble\nComponents: main\n";
         assert_eq!(find_uri(&[off.to_owned()], "noble"), None);
     }
