@@ -89,6 +89,7 @@ impl ImageFile {
         }
     }
 
+    /// Reports a change that did not go through [`WriteOrder::write`].
     fn data_written(&self, done: io::Result<()>) -> io::Result<()> {
         if let Some(order) = &self.order {
             order.data_written();
@@ -146,6 +147,7 @@ impl Storage for ImageFile {
         }
     }
 
+    // A range past the end of the file reads as zeroes already, so zeroing need not extend it.
     unsafe fn pure_write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
         self.data_written(self.host.write_zeroes(offset, length, true))
     }

@@ -1,4 +1,11 @@
 //! qcow2 images, read and written by imago behind the crate's own checks.
+//!
+//! Follows the QEMU project's qcow2 specification (`docs/interop/qcow2.rst`), versions 2 and 3,
+//! with backing files, internal snapshots (kept, never made or chosen) and clusters compressed
+//! with zlib. Left out, and refused by name: extended L2 entries, zstd, encryption and external
+//! data files. An image marked dirty or corrupt can be read, but is not repaired here. Persistent
+//! dirty bitmaps become invalid by writing, as the specification has it for those who do not
+//! maintain them.
 
 mod disk;
 mod header;
