@@ -1,6 +1,6 @@
 //! Disk images as block devices: formats, overlays and their safety rules.
 //!
-//! [`open`] turns opened files into one [`BlockBackend`]; everything above it (virtio-blk, IDE,
+//! [`open()`] turns opened files into one [`BlockBackend`]; everything above it (virtio-blk, IDE,
 //! a CD-ROM drive) sees only that trait. The crate knows no KVM and no virtio.
 //!
 //! Two rules shape it. An image is data written by somebody else, so its header is checked before
@@ -61,7 +61,8 @@ pub trait BlockBackend: Send + Sync + Debug {
 
     /// Writes all of `bufs`, in order, at `offset` bytes into the disk.
     ///
-    /// The data is durable only after a later [`flush`](Self::flush).
+    /// The data is durable only after a later [`flush`](Self::flush); before it, data may be lost
+    /// even if no more than this process dies.
     fn write_vectored(&self, bufs: &[VolatileSlice<'_>], offset: u64) -> Result<(), BlockError>;
 
     /// Makes every write that has returned durable, with the metadata needed to find it.

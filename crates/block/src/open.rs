@@ -140,7 +140,7 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn BlockBackend>, BlockError> {
 ///
 /// # Errors
 ///
-/// As [`open`], as far as the image's header decides.
+/// As [`open()`], as far as the image's header decides.
 pub fn info(file: File, path_hint: &str) -> Result<ImageInfo, BlockError> {
     let layer = Layer::new(ImageFile::new(HostFile::new(file, path_hint, false)?), None)?;
     match layer.header {
