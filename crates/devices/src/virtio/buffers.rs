@@ -21,6 +21,8 @@ pub struct Buffers {
     start: usize,
     /// Bytes in `slices[start..]`.
     bytes: u64,
+    /// What [`Buffers::detach_last`] cut off.
+    detached: Option<VolatileSlice<'static>>,
     capacity: usize,
     memory: Arc<GuestMemory>,
 }
@@ -45,6 +47,7 @@ impl Buffers {
             slices: Vec::with_capacity(capacity),
             start: 0,
             bytes: 0,
+            detached: None,
             capacity,
             memory,
         }
@@ -55,6 +58,7 @@ impl Buffers {
         self.slices.clear();
         self.start = 0;
         self.bytes = 0;
+        self.detached = None;
     }
 
     /// Appends `len` bytes at `address`.
@@ -111,6 +115,73 @@ impl Buffers {
         self.consume(count, |_, _| ())
     }
 
+    /// Whether as many slices fit as there are in `other` at most.
+    pub fn has_room_for(&self, other: &Self) -> bool {
+        self.capacity - self.slices.len() >= other.capacity
+    }
+
+    /// Appends the buffers of `other` and returns how many slices those are.
+    ///
+    /// # Errors
+    /// There is no room, or `other` is of another memory.
+    pub fn append(&mut self, other: &Self) -> Result<usize, DriverError> {
+        let slices = other.slices.get(other.start..).unwrap_or_default();
+        let room = self.capacity - self.slices.len();
+        if room < slices.len() || !Arc::ptr_eq(&self.memory, &other.memory) {
+            return Err(DriverError::Chain("there are too many buffers"));
+        }
+        self.slices.extend_from_slice(slices);
+        self.bytes += other.bytes;
+        Ok(slices.len())
+    }
+
+    /// Shows `view` the bytes from `skip` on of the first `count` slices.
+    pub fn with_rest<R>(
+        &mut self,
+        count: usize,
+        skip: usize,
+        view: impl FnOnce(&[VolatileSlice<'_>]) -> R,
+    ) -> R {
+        let end = self.start.saturating_add(count).min(self.slices.len());
+        let mut left = skip;
+        let mut first = self.start;
+        while let Some(slice) = self.slices.get(first)
+            && slice.len() <= left
+        {
+            left -= slice.len();
+            first += 1;
+        }
+        let whole = self.slices.get(first).copied();
+        if let (Some(slot), Some(whole)) = (self.slices.get_mut(first), whole)
+            && let Ok(rest) = whole.offset(left)
+        {
+            *slot = rest;
+        }
+        let result = view(self.slices.get(first..end).unwrap_or_default());
+        if let (Some(slot), Some(whole)) = (self.slices.get_mut(first), whole) {
+            *slot = whole;
+        }
+        result
+    }
+
+    /// Writes `data` from byte `offset` on without consuming anything. What lies beyond the
+    /// buffers is not written.
+    pub fn write_at(&self, offset: usize, data: &[u8]) {
+        let (mut skip, mut data) = (offset, data);
+        for slice in self.slices() {
+            if data.is_empty() {
+                break;
+            }
+            if let Ok(rest) = slice.offset(skip) {
+                rest.copy_from(data);
+                data = data.get(rest.len()..).unwrap_or_default();
+                skip = 0;
+            } else {
+                skip -= slice.len();
+            }
+        }
+    }
+
     /// Forgets the first `count` slices of [`Buffers::slices`] and makes room for as many.
     pub fn remove_slices(&mut self, count: usize) {
         let end = self.start.saturating_add(count).min(self.slices.len());
@@ -120,17 +191,33 @@ impl Buffers {
         self.start = 0;
     }
 
-    /// Cuts the last byte off and returns it.
-    fn detach_last(&mut self) -> Option<VolatileSlice<'static>> {
-        let last = self.slices.get_mut(self.start..)?.last_mut()?;
-        let (rest, byte) = last.split_at(last.len().checked_sub(1)?).ok()?;
+    /// Cuts the last byte off, for [`Buffers::write_detached`]; false if there is none.
+    pub fn detach_last(&mut self) -> bool {
+        let Some(last) = self
+            .slices
+            .get_mut(self.start..)
+            .and_then(|rest| rest.last_mut())
+        else {
+            return false;
+        };
+        let Ok((rest, byte)) = last.split_at(last.len().saturating_sub(1)) else {
+            return false;
+        };
         if rest.is_empty() {
             self.slices.pop();
         } else {
             *last = rest;
         }
         self.bytes -= 1;
-        Some(byte)
+        self.detached = Some(byte);
+        true
+    }
+
+    /// Writes the byte that [`Buffers::detach_last`] cut off.
+    pub fn write_detached(&self, value: u8) {
+        if let Some(byte) = &self.detached {
+            byte.copy_from(&[value]);
+        }
     }
 
     fn consume(
@@ -166,14 +253,7 @@ pub struct Chain {
     pub readable: Buffers,
     /// What the device may write.
     pub writable: Buffers,
-    status: Option<StatusByte>,
 }
-
-#[derive(Debug)]
-struct StatusByte(VolatileSlice<'static>);
-
-// SAFETY: as for `Buffers`; the byte is in the memory that `Chain::writable` keeps mapped.
-unsafe impl Send for StatusByte {}
 
 impl Chain {
     /// Guest memory may be in several mappings and a buffer may cross from one to the next.
@@ -181,13 +261,17 @@ impl Chain {
 
     /// An empty chain with room for every legal chain of a queue of `queue_size`.
     pub fn new(memory: &Arc<GuestMemory>, queue_size: u16) -> Self {
-        let capacity = usize::from(queue_size) + Self::SPARE_PIECES;
+        let capacity = Self::capacity(queue_size);
         Self {
             head: 0,
             readable: Buffers::new(memory.clone(), capacity),
             writable: Buffers::new(memory.clone(), capacity),
-            status: None,
         }
+    }
+
+    /// Slices that a legal chain of a queue of `queue_size` has at most in each direction.
+    pub fn capacity(queue_size: u16) -> usize {
+        usize::from(queue_size) + Self::SPARE_PIECES
     }
 
     /// Index of the chain's first descriptor, which names it in the used ring.
@@ -200,23 +284,20 @@ impl Chain {
     /// # Errors
     /// The chain has nothing writable.
     pub fn detach_status(&mut self) -> Result<(), DriverError> {
-        match self.writable.detach_last() {
-            Some(byte) => self.status = Some(StatusByte(byte)),
-            None => return Err(DriverError::Chain("it has no byte for the status")),
+        if self.writable.detach_last() {
+            Ok(())
+        } else {
+            Err(DriverError::Chain("it has no byte for the status"))
         }
-        Ok(())
     }
 
     /// Writes the byte that [`Chain::detach_status`] cut off.
     pub fn write_status(&self, status: u8) {
-        if let Some(byte) = &self.status {
-            byte.0.copy_from(&[status]);
-        }
+        self.writable.write_detached(status);
     }
 
     pub(super) fn clear(&mut self) {
         self.readable.clear();
         self.writable.clear();
-        self.status = None;
     }
 }

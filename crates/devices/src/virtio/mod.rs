@@ -8,6 +8,8 @@
 pub mod block;
 mod buffers;
 mod config_space;
+pub mod net;
+mod on_loop;
 pub mod ring;
 pub mod transport;
 

@@ -7,13 +7,16 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT,
+};
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, Error as QueueError, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 use vmm_sys_util::eventfd::EventFd;
 
 pub use super::buffers::{Buffers, Chain};
@@ -23,6 +26,11 @@ use crate::GuestMemory;
 /// The feature bits that every device here offers.
 pub const RING_FEATURES: u64 =
     (1 << VIRTIO_F_VERSION_1) | (1 << VIRTIO_RING_F_INDIRECT_DESC) | (1 << VIRTIO_RING_F_EVENT_IDX);
+
+/// Bytes before the elements of both rings: flags and index.
+const RING_HEADER: u64 = 4;
+const AVAIL_ELEMENT: u64 = 2;
+const USED_ELEMENT: u64 = 8;
 
 /// A used buffer waits for its batch this long at most before the driver hears of it.
 const NOTIFY_AFTER: Duration = Duration::from_micros(100);
@@ -75,6 +83,10 @@ pub struct Ring {
     memory: Arc<GuestMemory>,
     notifier: Arc<dyn Notifier>,
     halt: Halt,
+    /// Used chains that the driver can't see yet.
+    staged: u16,
+    /// The used index when the driver was last told of it.
+    told: u16,
     /// When the oldest used buffer that the driver was not told of was returned.
     untold_since: Option<Instant>,
 }
@@ -89,11 +101,13 @@ impl Ring {
     ) -> Self {
         Self {
             index: queue.index,
+            told: queue.queue.next_used(),
             queue: queue.queue,
             kick: queue.kick,
             memory,
             notifier,
             halt,
+            staged: 0,
             untold_since: None,
         }
     }
@@ -113,13 +127,24 @@ impl Ring {
     }
 
     /// The queue's doorbell.
-    pub fn kick(&self) -> &EventFd {
+    pub fn kick(&self) -> &Arc<EventFd> {
         &self.kick
+    }
+
+    /// The way to the driver.
+    pub fn notifier(&self) -> &Arc<dyn Notifier> {
+        &self.notifier
     }
 
     /// Makes a chain that fits this ring.
     pub fn new_chain(&self) -> Chain {
         Chain::new(&self.memory, self.queue.size())
+    }
+
+    /// Makes buffers for `chains` chains of this ring.
+    pub fn new_buffers(&self, chains: usize) -> Buffers {
+        let capacity = Chain::capacity(self.queue.size()).saturating_mul(chains);
+        Buffers::new(self.memory.clone(), capacity)
     }
 
     /// Takes the next available chain into `chain`; false if there is none.
@@ -174,9 +199,44 @@ impl Ring {
     /// # Errors
     /// The ring can't be written or `head` is no descriptor.
     pub fn add_used(&mut self, head: u16, len: u32) -> Result<(), DriverError> {
-        self.queue
-            .add_used(&*self.memory, head, len)
-            .map_err(DriverError::Ring)?;
+        self.stage_used(head, len)?;
+        self.publish_used()
+    }
+
+    /// Like [`Ring::add_used`], but the driver sees the chain only after [`Ring::publish_used`]:
+    /// it must not see half of a frame that takes several chains.
+    ///
+    /// # Errors
+    /// The ring can't be written or `head` is no descriptor.
+    pub fn stage_used(&mut self, head: u16, len: u32) -> Result<(), DriverError> {
+        if head >= self.queue.size() || self.staged >= self.queue.size() {
+            return Err(DriverError::Ring(QueueError::InvalidDescriptorIndex));
+        }
+        let slot = self.queue.next_used().wrapping_add(self.staged) % self.queue.size();
+        let offset = RING_HEADER + USED_ELEMENT * u64::from(slot);
+        let element = u64::from(head) | u64::from(len) << 32;
+        self.memory
+            .write_obj(
+                element.to_le(),
+                ring_address(self.queue.used_ring(), offset)?,
+            )
+            .map_err(memory_error)?;
+        self.staged += 1;
+        Ok(())
+    }
+
+    /// Shows the driver all staged chains at once.
+    ///
+    /// # Errors
+    /// The ring can't be written.
+    pub fn publish_used(&mut self) -> Result<(), DriverError> {
+        let next = self.queue.next_used().wrapping_add(self.staged);
+        self.staged = 0;
+        self.queue.set_next_used(next);
+        let index = ring_address(self.queue.used_ring(), 2)?;
+        self.memory
+            .store(next.to_le(), index, Ordering::Release)
+            .map_err(memory_error)?;
         let now = Instant::now();
         match self.untold_since {
             None => self.untold_since = Some(now),
@@ -191,13 +251,32 @@ impl Ring {
     /// # Errors
     /// The ring can't be read.
     pub fn notify(&mut self) -> Result<(), DriverError> {
-        if self.untold_since.take().is_some() {
-            let wanted = self.queue.needs_notification(&*self.memory);
-            if wanted.map_err(DriverError::Ring)? {
-                self.notifier.queue(self.index);
-            }
+        if self.untold_since.take().is_some() && self.interrupt_wanted()? {
+            self.notifier.queue(self.index);
         }
         Ok(())
+    }
+
+    /// Whether the driver wants an interrupt for what was used since the last call (2.7.7.2).
+    fn interrupt_wanted(&mut self) -> Result<bool, DriverError> {
+        let next = self.queue.next_used();
+        let last = std::mem::replace(&mut self.told, next);
+        // The driver writes its wish and then reads the used index; we do it the other way round.
+        fence(Ordering::SeqCst);
+        let event_idx = self.queue.event_idx_enabled();
+        let offset = if event_idx {
+            RING_HEADER + AVAIL_ELEMENT * u64::from(self.queue.size())
+        } else {
+            0
+        };
+        let address = ring_address(self.queue.avail_ring(), offset)?;
+        let wish = self.memory.load(address, Ordering::Relaxed);
+        let wish = u16::from_le(wish.map_err(memory_error)?);
+        Ok(if event_idx {
+            next.wrapping_sub(wish).wrapping_sub(1) < next.wrapping_sub(last)
+        } else {
+            u32::from(wish) & VRING_AVAIL_F_NO_INTERRUPT == 0
+        })
     }
 
     /// Asks the driver for a kick at the next chain. True if chains are already there.
@@ -280,8 +359,20 @@ impl Ring {
             if !self.enable_kicks()? {
                 return Ok(Progress::Drained);
             }
+            // A driver that moves its index to and fro would keep us here.
+            left = left.saturating_sub(1);
         }
     }
+}
+
+fn ring_address(base: u64, offset: u64) -> Result<GuestAddress, DriverError> {
+    base.checked_add(offset)
+        .map(GuestAddress)
+        .ok_or(DriverError::Ring(QueueError::AddressOverflow))
+}
+
+fn memory_error(error: GuestMemoryError) -> DriverError {
+    DriverError::Ring(QueueError::GuestMemory(error))
 }
 
 /// Walks all of `descriptors` into `chain`.
