@@ -167,10 +167,11 @@ impl MsiVectors for MockMsi {
 }
 
 /// An interrupt line that remembers its level and counts its rises.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct MockIrq {
     level: AtomicBool,
     rises: AtomicU32,
+    before_lowering: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl MockIrq {
@@ -181,10 +182,27 @@ impl MockIrq {
     pub(crate) fn rises(&self) -> u32 {
         self.rises.load(Ordering::SeqCst)
     }
+
+    /// Lets `other` happen just before the line is lowered next, as if on another thread.
+    pub(crate) fn before_next_lowering(&self, other: impl FnOnce() + Send + 'static) {
+        *lock(&self.before_lowering) = Some(Box::new(other));
+    }
+}
+
+impl fmt::Debug for MockIrq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("MockIrq").field(&self.level).finish()
+    }
 }
 
 impl IrqLine for MockIrq {
     fn set_level(&self, asserted: bool) {
+        if !asserted {
+            let other = lock(&self.before_lowering).take();
+            if let Some(other) = other {
+                other();
+            }
+        }
         if !self.level.swap(asserted, Ordering::SeqCst) && asserted {
             self.rises.fetch_add(1, Ordering::SeqCst);
         }
