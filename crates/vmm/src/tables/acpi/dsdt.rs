@@ -1,0 +1,114 @@
+//! The DSDT: what can't be found by looking for it. Kept small, for it is interpreted at boot.
+
+use acpi_tables::Aml;
+use acpi_tables::aml::{
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name,
+    Package, PackageBuilder, Path, ResourceTemplate, Scope,
+};
+use edgevmm_devices::legacy::acpi_pm::S5_SLEEP_TYPE;
+use edgevmm_devices::legacy::{acpi_pm, fw_cfg};
+
+use super::low_dword;
+use crate::layout::{
+    ACPI_PM_PORT, CMOS_PORT, COM1_IRQ, COM1_PORT, DEBUG_PORT, ECAM_BASE, ECAM_RESERVED_LEN,
+    FW_CFG_PORT, PCI_CONFIG_PORT, PCI_IRQS, PCI_SLOTS, PCI_WINDOW_BASE, PCI_WINDOW_LEN, RTC_IRQ,
+};
+
+/// Pins of a PCI slot: INTA to INTD.
+const PINS: u8 = 4;
+
+/// The body of the DSDT, without its header.
+pub(super) fn body() -> Vec<u8> {
+    let bridge = host_bridge();
+    let serial = isa_device("COM1", "PNP0501", COM1_PORT, 8, COM1_IRQ);
+    let clock = isa_device("RTC_", "PNP0B00", CMOS_PORT, 2, RTC_IRQ);
+    let reserved = motherboard();
+    let sleep = u32::from(S5_SLEEP_TYPE);
+    let mut body = Vec::new();
+    let devices: Vec<&dyn Aml> = vec![&bridge, &serial, &clock, &reserved];
+    Scope::new(Path::new("\\_SB_"), devices).to_aml_bytes(&mut body);
+    let s5 = Package::new(vec![&sleep, &sleep, &0_u8, &0_u8]);
+    Name::new(Path::new("\\_S5_"), &s5).to_aml_bytes(&mut body);
+    body
+}
+
+/// AML that is already encoded.
+struct Encoded(Vec<u8>);
+
+impl Aml for Encoded {
+    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+        sink.vec(&self.0);
+    }
+}
+
+fn device(name: &str, hid: &str, resources: Vec<&dyn Aml>, more: &[&dyn Aml]) -> Encoded {
+    let hid = Name::new(Path::new("_HID"), &EISAName::new(hid));
+    let crs = Name::new(Path::new("_CRS"), &ResourceTemplate::new(resources));
+    let mut children: Vec<&dyn Aml> = vec![&hid, &crs];
+    children.extend(more);
+    let mut bytes = Vec::new();
+    Device::new(Path::new(name), children).to_aml_bytes(&mut bytes);
+    Encoded(bytes)
+}
+
+fn isa_device(name: &str, hid: &str, port: u16, len: u8, irq: u32) -> Encoded {
+    let ports = IO::new(port, port, 1, len);
+    // Edge-triggered, active high, not shared: as ISA lines are.
+    let interrupt = Interrupt::new(true, true, false, false, irq);
+    device(name, hid, vec![&ports, &interrupt], &[])
+}
+
+/// The PCI host bridge with its windows and the interrupt lines of the slots.
+fn host_bridge() -> Encoded {
+    let window_end = PCI_WINDOW_BASE + PCI_WINDOW_LEN - 1;
+    let buses = AddressSpace::new_bus_number(0_u16, 0_u16);
+    let config = IO::new(PCI_CONFIG_PORT, PCI_CONFIG_PORT, 1, 8);
+    let ports_below = AddressSpace::new_io(0_u16, PCI_CONFIG_PORT - 1, None);
+    let ports_above = AddressSpace::new_io(PCI_CONFIG_PORT + 8, u16::MAX, None);
+    let memory = AddressSpace::new_memory(
+        AddressSpaceCacheable::NotCacheable,
+        true,
+        low_dword(PCI_WINDOW_BASE),
+        low_dword(window_end),
+        None,
+    );
+    let compatible = Name::new(Path::new("_CID"), &EISAName::new("PNP0A03"));
+    let routing = Name::new(Path::new("_PRT"), &pci_routing());
+    device(
+        "PCI0",
+        "PNP0A08",
+        vec![&buses, &config, &ports_below, &ports_above, &memory],
+        &[&compatible, &routing],
+    )
+}
+
+/// Interrupt line of `pin` (0 to 3) of `slot`.
+pub(super) fn pci_irq(slot: u8, pin: u8) -> u32 {
+    PCI_IRQS[usize::from(slot + pin) % PCI_IRQS.len()]
+}
+
+fn pci_routing() -> PackageBuilder {
+    let mut table = PackageBuilder::new();
+    for slot in 0..PCI_SLOTS {
+        // High word: the slot. Low word: any function.
+        let address = u32::from(slot) << 16 | 0xffff;
+        for pin in 0..PINS {
+            let irq = pci_irq(slot, pin);
+            table.add_element(&Package::new(vec![&address, &pin, &0_u8, &irq]));
+        }
+    }
+    table
+}
+
+/// What no driver claims but nobody else may take.
+fn motherboard() -> Encoded {
+    let ecam = Memory32Fixed::new(true, low_dword(ECAM_BASE), low_dword(ECAM_RESERVED_LEN));
+    let debug = IO::new(DEBUG_PORT, DEBUG_PORT, 1, 1);
+    let pm = port_range(ACPI_PM_PORT, acpi_pm::PORT_RANGE);
+    let fw_cfg = port_range(FW_CFG_PORT, fw_cfg::PORT_RANGE);
+    device("MBRD", "PNP0C02", vec![&ecam, &debug, &fw_cfg, &pm], &[])
+}
+
+fn port_range(port: u16, len: u64) -> IO {
+    IO::new(port, port, 1, u8::try_from(len).unwrap_or(u8::MAX))
+}
