@@ -2,14 +2,13 @@
 //! GRUB both ways, systemd, cloud-init, ssh, guest agent.
 
 use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use super::Workshop;
 use super::disk::{self, MIB};
-use super::{Workshop, write};
 use crate::process;
 
 const CUSTOMIZE: &str = include_str!("debian12-customize.sh");
@@ -54,7 +53,7 @@ pub(super) fn make(workshop: &Workshop, dir: &Path) -> Result<()> {
     let tools = &workshop.tools;
     let work = tempfile::tempdir_in(dir)?;
     let tar = work.path().join("root.tar");
-    bootstrap(workshop, work.path(), &tar)?;
+    bootstrap(workshop, &tar)?;
     let mut unpack = Command::new("tar");
     unpack
         .arg("-C")
@@ -105,11 +104,8 @@ pub(super) fn make(workshop: &Workshop, dir: &Path) -> Result<()> {
 
 /// Installs the distribution into a tar file; its own scripts run, so it takes root's rights, be it
 /// only in a user namespace.
-fn bootstrap(workshop: &Workshop, work: &Path, tar: &Path) -> Result<()> {
+fn bootstrap(workshop: &Workshop, tar: &Path) -> Result<()> {
     ensure_mmdebstrap()?;
-    let hook = work.join("customize.sh");
-    write(&hook, CUSTOMIZE)?;
-    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755))?;
     let suite = workshop.mirror.guest_suite();
     let mut include = vec![workshop.mirror.cloud_kernel()];
     include.extend(PACKAGES);
@@ -119,10 +115,9 @@ fn bootstrap(workshop: &Workshop, work: &Path, tar: &Path) -> Result<()> {
     for left_out in ["man", "doc", "locale"] {
         mmdebstrap.arg(format!("--dpkgopt=path-exclude=/usr/share/{left_out}/*"));
     }
-    mmdebstrap.arg(format!(
-        "--customize-hook=chroot \"$1\" sh -s < {}",
-        hook.display()
-    ));
+    // By way of the environment: whoever runs the hook may not be able to read this user's files.
+    mmdebstrap.env("CUSTOMIZE", CUSTOMIZE);
+    mmdebstrap.arg("--customize-hook=printf %s \"$CUSTOMIZE\" | chroot \"$1\" sh -s");
     mmdebstrap
         .arg(suite)
         .arg(tar)

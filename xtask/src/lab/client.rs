@@ -358,13 +358,14 @@ impl Running {
                     stdout: progress.stdout.clone(),
                     stderr: progress.stderr.clone(),
                 })),
-                Some(Err(why)) => Some(Err(why.clone())),
-                None => closed.then(|| Err("L1 ended".to_owned())),
+                Some(Err(why)) => Some(Err(Some(why.clone()))),
+                None => closed.then_some(Err(None)),
             }
         });
         match end {
             Some(Ok(output)) => Ok(output),
-            Some(Err(why)) => bail!("The command in L1 did not end by itself: {why}"),
+            Some(Err(Some(why))) => bail!("The command cannot be started in L1: {why}"),
+            Some(Err(None)) => Err(anyhow::Error::new(MachineEnded)).with_context(|| self.tail()),
             None => Err(anyhow::Error::new(TimedOut)).with_context(|| self.tail()),
         }
     }
@@ -412,3 +413,15 @@ impl std::fmt::Display for TimedOut {
 }
 
 impl std::error::Error for TimedOut {}
+
+/// L1 ended while a command ran in it.
+#[derive(Debug)]
+pub struct MachineEnded;
+
+impl std::fmt::Display for MachineEnded {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("L1 ended while a command ran in it")
+    }
+}
+
+impl std::error::Error for MachineEnded {}

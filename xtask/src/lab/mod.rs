@@ -32,7 +32,7 @@ use client::Client;
 use protocol::Spawn;
 use qemu::{Start, Vm};
 
-pub use client::{Output, Running, TimedOut};
+pub use client::{MachineEnded, Output, Running, TimedOut};
 pub use protocol::WindowSize;
 pub use qemu::Machine;
 pub use setup::{Layout, setup, setup_tools};
@@ -41,7 +41,7 @@ pub use setup::{Layout, setup, setup_tools};
 const BOOT_TIMEOUT: Duration = Duration::from_secs(240);
 
 /// How long a resumed L1 may take to answer.
-const RESUME_TIMEOUT: Duration = Duration::from_secs(60);
+const RESUME_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What a lab is started with.
 #[derive(Debug, Clone, Default)]
@@ -275,8 +275,8 @@ impl Lab {
     }
 
     fn explained(&self, error: anyhow::Error) -> anyhow::Error {
-        if self.vm.has_ended() || self.vm.has_panicked() {
-            error.context(self.vm.explain("L1 ended"))
+        if error.is::<MachineEnded>() {
+            error.context(self.vm.last_words())
         } else {
             error
         }

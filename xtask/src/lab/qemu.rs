@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -86,7 +86,7 @@ impl Vm {
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(File::create(dir.path().join("stderr"))?);
         let ended = Arc::new(AtomicBool::new(false));
-        let keeper = keep(command, Arc::clone(&ended))?;
+        let keeper = keep(command, Arc::clone(&ended), dir.path())?;
         Ok(Self {
             dir,
             ended,
@@ -131,6 +131,15 @@ impl Vm {
         )
     }
 
+    /// Why the machine ended, once its connections are gone.
+    pub(super) fn last_words(&self) -> String {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while !self.has_ended() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
+        self.explain("The machine ended")
+    }
+
     /// Whether L1's kernel said that it cannot go on.
     pub(super) fn has_panicked(&self) -> bool {
         let console = fs::read(self.dir.path().join("console")).unwrap_or_default();
@@ -154,6 +163,7 @@ impl Drop for Vm {
 fn keep(
     mut command: Command,
     ended: Arc<AtomicBool>,
+    dir: &Path,
 ) -> Result<(mpsc::Sender<()>, thread::JoinHandle<()>)> {
     // SAFETY: prctl is async-signal-safe and PR_SET_PDEATHSIG takes a plain number.
     unsafe {
@@ -166,13 +176,16 @@ fn keep(
     }
     let (stop, stopped) = mpsc::channel::<()>();
     let (started, has_started) = mpsc::channel();
+    let status_file = dir.join("status");
     let keeper = thread::spawn(move || {
         let mut child = match command.spawn() {
             Ok(child) => child,
             Err(error) => return drop(started.send(Err(error))),
         };
         let _ = started.send(Ok(()));
-        watch(&mut child, &stopped);
+        if let Some(status) = watch(&mut child, &stopped) {
+            let _ = fs::write(status_file, format!("QEMU ended by itself: {status}"));
+        }
         ended.store(true, Ordering::Release);
     });
     has_started
@@ -182,18 +195,19 @@ fn keep(
     Ok((stop, keeper))
 }
 
-fn watch(child: &mut Child, stopped: &mpsc::Receiver<()>) {
+/// Waits for QEMU's end; its status, when nobody asked for it.
+fn watch(child: &mut Child, stopped: &mpsc::Receiver<()>) -> Option<ExitStatus> {
     loop {
         match stopped.recv_timeout(Duration::from_millis(20)) {
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                if !matches!(child.try_wait(), Ok(None)) {
-                    return;
-                }
-            }
+            Err(mpsc::RecvTimeoutError::Timeout) => match child.try_wait() {
+                Ok(None) => {}
+                Ok(status) => return status,
+                Err(_) => return None,
+            },
             _ => {
                 let _ = child.kill();
                 let _ = child.wait();
-                return;
+                return None;
             }
         }
     }

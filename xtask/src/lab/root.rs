@@ -41,6 +41,7 @@ pub(super) const PACKAGES: &[&str] = &[
     "tar",
     "util-linux",
     // What the tests use.
+    "dnsmasq-base",
     "e2fsprogs",
     "ethtool",
     "iperf3",
