@@ -409,7 +409,7 @@ fn damaged_metadata_does_no_harm() {
     let good = std::fs::read(&image).unwrap();
     let mut random = Random::new();
     let mut opened = 0;
-    let rounds = std::env::var("ROUNDS").map_or(300, |rounds| rounds.parse().unwrap());
+    let rounds = std::env::var("ROUNDS").map_or(150, |rounds| rounds.parse().unwrap());
     for _ in 0..rounds {
         let mut bytes = good.clone();
         for _ in 0..1 + random.below(6) {
