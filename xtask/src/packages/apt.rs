@@ -26,7 +26,7 @@ impl Apt {
         let apt = Self {
             dir: dir.join(suite),
         };
-        for sub in ["lists/partial", "cache/archives/partial"] {
+        for sub in ["lists/partial", "cache/archives/partial", "none/partial"] {
             let path = apt.dir.join(sub);
             fs::create_dir_all(&path).with_context(|| format!("Cannot make {}", path.display()))?;
         }
@@ -57,12 +57,13 @@ impl Apt {
 
     fn try_download(&self, packages: &[&str], wanted: fn(&str) -> bool) -> Result<Vec<PathBuf>> {
         let install = ["--no-install-recommends", "--yes", "-qq", "install"];
-        let uris = process::output(
-            self.command("apt-get")
-                .arg("--print-uris")
-                .args(install)
-                .args(packages),
-        )?;
+        // What was downloaded before is left out of the list, unless it is hidden.
+        let hidden = format!("-oDir::Cache::archives={}", self.dir.join("none").display());
+        let mut list = self.command("apt-get");
+        list.args([&hidden, "--print-uris"])
+            .args(install)
+            .args(packages);
+        let uris = process::output(&mut list)?;
         let closure = archives(&uris);
         let files: Vec<&String> = closure.iter().filter(|file| wanted(file)).collect();
         if files.len() == closure.len() {
