@@ -166,9 +166,10 @@ impl Serial {
         }
     }
 
-    /// Returns to the state after power-on. What the guest had not read yet is dropped.
+    /// Returns to the state after power-on. Only what was in the FIFO is lost.
     pub fn reset(&mut self) {
         *self = Self::new(self.config.clone());
+        self.receive();
     }
 
     /// The handler to put on the device thread, which brings typed bytes to the guest.

@@ -208,6 +208,16 @@ fn state_restores_with_unread_bytes_and_interrupt() {
     assert_eq!(inb(&mut m.serial, SCRATCH), 0);
 }
 
+#[test]
+fn input_beyond_the_fifo_survives_a_reset() {
+    let mut m = machine();
+    m.input.push(&[b'x'; FIFO]);
+    m.input.push(b"later");
+    m.serial.receive();
+    m.serial.reset();
+    assert_eq!(drain(&mut m.serial, usize::MAX), b"later");
+}
+
 proptest! {
     #[test]
     fn any_access_is_survived(
