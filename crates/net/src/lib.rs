@@ -1,7 +1,7 @@
 //! Host ends of guest network interfaces: tap and passt.
 //!
-//! Both ends move Ethernet frames through non-blocking descriptors that the caller polls, and
-//! allocate nothing per frame. [`Tap`] puts a 12-byte virtio-net header before each frame and can
+//! Both ends move Ethernet frames between guest memory and non-blocking descriptors that the caller
+//! polls, and allocate nothing per frame. [`Tap`] puts a 12-byte virtio-net header before each frame and can
 //! leave checksums and segmentation to the kernel; [`FrameSocket`], the link to [`Passt`], carries
 //! bare frames and needs every checksum complete.
 
@@ -14,5 +14,4 @@ mod tap;
 
 pub use passt::{Forward, Passt, PasstConfig, PasstError, PasstExit, Transport};
 pub use socket::FrameSocket;
-pub use stream::{FrameReader, FrameWriter, MAX_FRAME, MIN_FRAME};
-pub use tap::{Offloads, Tap, TapError, VNET_HEADER};
+pub use tap::{MAX_PARTS, Offloads, Tap, TapError, VNET_HEADER};

@@ -1,13 +1,14 @@
 //! A guest interface on a stream socket.
 
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-use nix::sys::socket::{MsgFlags, sendmsg};
+use nix::sys::socket::{MsgFlags, send};
+use vm_memory::VolatileSlice;
 
 use crate::filter::may_leave;
-use crate::stream::{FrameReader, FrameWriter, MIN_FRAME};
+use crate::stream::{FrameReader, FrameWriter, MIN_FRAME, total};
 
 /// passt takes frames up to here; what is longer no guest sends that keeps to its MTU.
 const MAX_SENT: usize = 65_535;
@@ -34,14 +35,14 @@ impl FrameSocket {
     }
 
     /// Moves the next frame for the guest into `parts` and returns its length; `None` when there is
-    /// none now. A frame that does not fit is dropped.
+    /// none now. A frame longer than `parts` is lost.
     ///
     /// Frames are read ahead, several at a time: after any other answer than `None` there may be
     /// more although the descriptor is no longer readable.
     ///
     /// # Errors
     /// `UnexpectedEof` when passt has ended; any error means that nothing more will come.
-    pub fn recv(&mut self, parts: &mut [IoSliceMut<'_>]) -> io::Result<Option<usize>> {
+    pub fn recv(&mut self, parts: &[VolatileSlice<'_>]) -> io::Result<Option<usize>> {
         self.reader.read(&mut self.socket, parts)
     }
 
@@ -51,29 +52,20 @@ impl FrameSocket {
     ///
     /// # Errors
     /// Fails when passt has ended.
-    pub fn send(&mut self, parts: &[IoSlice<'_>]) -> io::Result<bool> {
-        let length = parts
-            .iter()
-            .fold(0, |sum: usize, part| sum.saturating_add(part.len()));
-        if !(MIN_FRAME..=MAX_SENT).contains(&length) || !may_leave(parts) {
+    pub fn send(&mut self, parts: &[VolatileSlice<'_>]) -> io::Result<bool> {
+        if !(MIN_FRAME..=MAX_SENT).contains(&total(parts)) {
             return Ok(true);
         }
-        self.writer.write(&mut self.socket, parts)
+        self.writer.write(&mut self.socket, parts, may_leave)
     }
 
-    /// Sends the rest of a frame of which the socket took a part; `true` when nothing is left. To
-    /// be called when the descriptor is writable and [`FrameSocket::is_pending`].
+    /// Sends the rest of a frame that was taken before the socket could take all of it; `true` when
+    /// nothing is left. To be called when the descriptor is writable.
     ///
     /// # Errors
     /// Fails when passt has ended.
     pub fn flush(&mut self) -> io::Result<bool> {
         self.writer.flush(&mut self.socket)
-    }
-
-    /// Whether the rest of a frame waits for the descriptor to be writable.
-    #[must_use]
-    pub fn is_pending(&self) -> bool {
-        self.writer.is_pending()
     }
 }
 
@@ -101,17 +93,7 @@ impl Read for Socket {
 
 impl Write for Socket {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.write_vectored(&[IoSlice::new(buffer)])
-    }
-
-    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        Ok(sendmsg::<()>(
-            self.0.as_raw_fd(),
-            parts,
-            &[],
-            MsgFlags::MSG_NOSIGNAL,
-            None,
-        )?)
+        Ok(send(self.0.as_raw_fd(), buffer, MsgFlags::MSG_NOSIGNAL)?)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -130,29 +112,37 @@ mod tests {
         frame
     }
 
+    fn send(link: &mut FrameSocket, frame: &mut [u8]) -> io::Result<bool> {
+        link.send(&[VolatileSlice::from(frame)])
+    }
+
     #[test]
     fn a_full_socket_stops_and_goes_on() {
         let (ours, mut peer) = UnixStream::pair().unwrap();
         let mut link = FrameSocket::new(ours).unwrap();
-        let frame = frame(60_000);
+        let mut frame = frame(60_000);
         let mut sent = 0;
-        while link.send(&[IoSlice::new(&frame)]).unwrap() {
+        while send(&mut link, &mut frame).unwrap() {
             sent += 1;
         }
-        assert!(sent > 0);
-        let mut bytes = vec![0; sent * (4 + frame.len())];
-        let (half, rest) = bytes.split_at_mut(frame.len());
-        peer.read_exact(half).unwrap();
-        while !link.flush().unwrap() {}
-        peer.read_exact(rest).unwrap();
-        assert!(!link.is_pending());
+        assert!(sent > 1);
+        assert!(!link.flush().unwrap());
+
+        peer.set_nonblocking(true).unwrap();
+        let mut bytes = Vec::new();
+        while !link.flush().unwrap() {
+            let error = peer.read_to_end(&mut bytes).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        }
+        peer.read_to_end(&mut bytes).unwrap_err();
+        assert_eq!(bytes.len(), sent * (4 + frame.len()));
         for received in bytes.chunks(4 + frame.len()) {
             assert_eq!(
                 (&received[..4], &received[4..]),
                 (&60_000_u32.to_be_bytes()[..], &frame[..])
             );
         }
-        assert!(link.send(&[IoSlice::new(&frame)]).unwrap());
+        assert!(send(&mut link, &mut frame).unwrap());
     }
 
     #[test]
@@ -161,9 +151,10 @@ mod tests {
         let mut link = FrameSocket::new(ours).unwrap();
         let mut loopback = frame(60);
         loopback[30..34].copy_from_slice(&[127, 0, 0, 1]);
-        for dropped in [Vec::new(), vec![0; 13], frame(MAX_SENT + 1), loopback] {
-            assert!(link.send(&[IoSlice::new(&dropped)]).unwrap());
+        for mut dropped in [Vec::new(), vec![0; 13], frame(MAX_SENT + 1), loopback] {
+            assert!(send(&mut link, &mut dropped).unwrap());
         }
+        assert!(link.send(&[]).unwrap());
         peer.set_nonblocking(true).unwrap();
         assert_eq!(
             peer.read(&mut [0]).unwrap_err().kind(),
@@ -177,10 +168,10 @@ mod tests {
         let mut link = FrameSocket::new(ours).unwrap();
         drop(peer);
         assert_eq!(
-            link.send(&[IoSlice::new(&frame(60))]).unwrap_err().kind(),
+            send(&mut link, &mut frame(60)).unwrap_err().kind(),
             io::ErrorKind::BrokenPipe
         );
-        let error = link.recv(&mut []).unwrap_err();
+        let error = link.recv(&[]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -1,24 +1,25 @@
 //! Ethernet frames on a byte stream: each behind its length, 4 bytes, big-endian. This is what
 //! QEMU's `-netdev stream` and passt speak.
 //!
-//! The peer is not trusted: a length out of bounds ends the stream with an error.
+//! Neither side is trusted. A length out of bounds ends the stream with an error; a frame of the
+//! guest is copied before anything in it is looked at, because the guest may change its own copy.
 
-use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
+
+use vm_memory::VolatileSlice;
 
 /// Shortest frame: an Ethernet header.
-pub const MIN_FRAME: usize = 14;
+pub(crate) const MIN_FRAME: usize = 14;
 /// Longest frame: an Ethernet header and the largest IP packet.
-pub const MAX_FRAME: usize = MIN_FRAME + 65_535;
+pub(crate) const MAX_FRAME: usize = MIN_FRAME + 65_535;
 
 const LENGTH: usize = 4;
 /// Room for the longest frame and as much again, so that one read takes in many frames.
 const READ_BUFFER: usize = 2 * (LENGTH + MAX_FRAME);
-/// Parts of a frame that go out without being copied together first.
-const MAX_PARTS: usize = 32;
 
 /// Takes frames from a stream.
 #[derive(Debug)]
-pub struct FrameReader {
+pub(crate) struct FrameReader {
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
@@ -26,8 +27,8 @@ pub struct FrameReader {
 
 /// Puts frames on a stream.
 #[derive(Debug)]
-pub struct FrameWriter {
-    /// The rest of a frame of which the stream took a part.
+pub(crate) struct FrameWriter {
+    /// The frame that was taken last, and which of its bytes the stream did not take yet.
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
@@ -48,10 +49,8 @@ impl FrameReader {
     /// until [`FrameReader::consume`].
     ///
     /// # Errors
-    /// `UnexpectedEof` when the peer has closed the stream, `InvalidData` when it announces a frame
-    /// shorter than [`MIN_FRAME`] or longer than [`MAX_FRAME`] (the stream is then useless), and
-    /// what `source` reports.
-    pub fn peek(&mut self, source: &mut impl Read) -> io::Result<Option<&[u8]>> {
+    /// As for [`FrameReader::read`].
+    fn peek(&mut self, source: &mut impl Read) -> io::Result<Option<&[u8]>> {
         loop {
             let length = self.announced()?;
             if let Some(length) = length
@@ -67,7 +66,7 @@ impl FrameReader {
     }
 
     /// Drops the frame that [`FrameReader::peek`] gave.
-    pub fn consume(&mut self) {
+    fn consume(&mut self) {
         if let Ok(Some(length)) = self.announced() {
             self.start = self.end.min(self.start + LENGTH + length);
         }
@@ -78,29 +77,26 @@ impl FrameReader {
     }
 
     /// Moves the next frame of `source` into `parts` and returns its length, or `None` until all of
-    /// it is there. Frames that do not fit are dropped.
+    /// it is there. A frame longer than `parts` is lost.
     ///
     /// # Errors
-    /// As for [`FrameReader::peek`].
-    pub fn read(
+    /// `UnexpectedEof` when the peer has closed the stream, `InvalidData` when it announces a frame
+    /// shorter than [`MIN_FRAME`] or longer than [`MAX_FRAME`] (the stream is then useless), and
+    /// what `source` reports.
+    pub(crate) fn read(
         &mut self,
         source: &mut impl Read,
-        parts: &mut [IoSliceMut<'_>],
+        parts: &[VolatileSlice<'_>],
     ) -> io::Result<Option<usize>> {
-        let room: usize = parts.iter().map(|part| part.len()).sum();
-        loop {
-            let Some(frame) = self.peek(source)? else {
-                return Ok(None);
-            };
-            let length = frame.len();
-            if length <= room {
-                scatter(frame, parts);
-            }
-            self.consume();
-            if length <= room {
-                return Ok(Some(length));
-            }
+        let Some(frame) = self.peek(source)? else {
+            return Ok(None);
+        };
+        let length = frame.len();
+        if length <= total(parts) {
+            scatter(frame, parts);
         }
+        self.consume();
+        Ok(Some(length))
     }
 
     /// The length of the frame at the start of the buffer, once that is there.
@@ -153,41 +149,38 @@ impl Default for FrameWriter {
 }
 
 impl FrameWriter {
-    /// Puts a frame, given in parts, on `sink`. Returns `false` when `sink` cannot take any of it
-    /// now; offer it again when `sink` is writable. After `true` the frame is on its way, though
-    /// [`FrameWriter::flush`] may have to bring the rest of it.
+    /// Takes a frame, given in parts, and puts it on `sink` unless `allow` refuses it. Returns
+    /// `false` when there is no room for it before `sink` takes the rest of an earlier one; offer it
+    /// again then. After `true` the frame is on its way, though [`FrameWriter::flush`] may have to
+    /// bring the rest of it.
+    ///
+    /// What `allow` sees is what is sent, however `parts` change meanwhile.
     ///
     /// # Errors
     /// `InvalidInput` when the frame is shorter than [`MIN_FRAME`] or longer than [`MAX_FRAME`],
     /// `WriteZero` when the peer is gone, and what `sink` reports.
-    pub fn write(&mut self, sink: &mut impl Write, parts: &[IoSlice<'_>]) -> io::Result<bool> {
-        let length = parts
-            .iter()
-            .fold(0, |sum: usize, part| sum.saturating_add(part.len()));
+    pub(crate) fn write(
+        &mut self,
+        sink: &mut impl Write,
+        parts: &[VolatileSlice<'_>],
+        allow: impl FnOnce(&[u8]) -> bool,
+    ) -> io::Result<bool> {
+        let length = total(parts);
         if !(MIN_FRAME..=MAX_FRAME).contains(&length) {
             return Err(ErrorKind::InvalidInput.into());
         }
         if !self.flush(sink)? {
             return Ok(false);
         }
-        let header = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
-        let mut sent = 0;
-        if parts.len() < MAX_PARTS {
-            let mut all = [IoSlice::new(&[]); MAX_PARTS];
-            for (to, from) in all
-                .iter_mut()
-                .zip([IoSlice::new(&header)].iter().chain(parts))
-            {
-                *to = *from;
+        let end = LENGTH + length;
+        let frame = self.buffer.get_mut(LENGTH..end).unwrap_or_default();
+        gather(parts, frame);
+        if allow(frame) {
+            if let Some(header) = self.buffer.first_chunk_mut() {
+                *header = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
             }
-            let used = all.get(..=parts.len()).unwrap_or_default();
-            match attempt(|| sink.write_vectored(used))? {
-                Some(count) => sent = count,
-                None => return Ok(false),
-            }
-        }
-        if sent < LENGTH + length {
-            self.keep(&header, parts, sent);
+            self.start = 0;
+            self.end = end;
             self.flush(sink)?;
         }
         Ok(true)
@@ -197,7 +190,7 @@ impl FrameWriter {
     ///
     /// # Errors
     /// `WriteZero` when the peer is gone, and what `sink` reports.
-    pub fn flush(&mut self, sink: &mut impl Write) -> io::Result<bool> {
+    pub(crate) fn flush(&mut self, sink: &mut impl Write) -> io::Result<bool> {
         while self.start < self.end {
             let rest = self.buffer.get(self.start..self.end).unwrap_or_default();
             match attempt(|| sink.write(rest))? {
@@ -206,25 +199,6 @@ impl FrameWriter {
             }
         }
         Ok(true)
-    }
-
-    /// Whether [`FrameWriter::flush`] is due when the stream is writable again.
-    #[must_use]
-    pub fn is_pending(&self) -> bool {
-        self.start < self.end
-    }
-
-    /// Keeps a frame from its byte `sent` on.
-    fn keep(&mut self, header: &[u8], parts: &[IoSlice<'_>], sent: usize) {
-        let mut at = 0;
-        for part in std::iter::once(header).chain(parts.iter().map(|part| &**part)) {
-            if let Some(to) = self.buffer.get_mut(at..at + part.len()) {
-                to.copy_from_slice(part);
-            }
-            at += part.len();
-        }
-        self.start = sent;
-        self.end = at;
     }
 }
 
@@ -241,14 +215,24 @@ fn attempt(mut write: impl FnMut() -> io::Result<usize>) -> io::Result<Option<us
     }
 }
 
-fn scatter(mut bytes: &[u8], parts: &mut [IoSliceMut<'_>]) {
+/// Bytes in all of `parts`.
+pub(crate) fn total(parts: &[VolatileSlice<'_>]) -> usize {
+    parts
+        .iter()
+        .fold(0, |sum: usize, part| sum.saturating_add(part.len()))
+}
+
+fn scatter(mut bytes: &[u8], parts: &[VolatileSlice<'_>]) {
     for part in parts {
-        let count = bytes.len().min(part.len());
-        let (now, later) = bytes.split_at(count);
-        if let Some(to) = part.get_mut(..count) {
-            to.copy_from_slice(now);
-        }
-        bytes = later;
+        part.copy_from(bytes);
+        bytes = bytes.get(part.len()..).unwrap_or_default();
+    }
+}
+
+fn gather(parts: &[VolatileSlice<'_>], mut bytes: &mut [u8]) {
+    for part in parts {
+        let count = part.copy_to(bytes);
+        bytes = bytes.get_mut(count..).unwrap_or_default();
     }
 }
 
@@ -297,15 +281,6 @@ mod tests {
             Ok(step)
         }
 
-        fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-            self.write(
-                &parts
-                    .iter()
-                    .flat_map(|part| part.iter().copied())
-                    .collect::<Vec<_>>(),
-            )
-        }
-
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
@@ -332,11 +307,11 @@ mod tests {
             .into_iter()
             .enumerate()
         {
-            let parts = &mut [IoSliceMut::new(&mut room)];
-            assert_eq!(reader.read(&mut source, parts).unwrap(), Some(length));
+            let parts = [VolatileSlice::from(&mut room[..])];
+            assert_eq!(reader.read(&mut source, &parts).unwrap(), Some(length));
             assert!(room[..length].iter().all(|&byte| byte == fill as u8));
         }
-        let error = reader.peek(&mut source).unwrap_err();
+        let error = reader.read(&mut source, &[]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
     }
 
@@ -355,22 +330,21 @@ mod tests {
             source.bytes.extend([0; 64]);
             let mut reader = FrameReader::default();
             for _ in 0..2 {
-                let error = reader.peek(&mut source).unwrap_err();
+                let error = reader.read(&mut source, &[]).unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::InvalidData, "{length}");
-                reader.consume();
             }
         }
     }
 
     #[test]
-    fn frames_larger_than_the_room_are_dropped() {
+    fn frames_larger_than_the_room_are_lost() {
         let mut reader = FrameReader::default();
+        let mut source = stream(&[31, 24, 40]);
         let (mut a, mut b) = ([9; 10], [9; 20]);
-        let parts = &mut [IoSliceMut::new(&mut a), IoSliceMut::new(&mut b)];
-        assert_eq!(
-            reader.read(&mut stream(&[31, 24, 40]), parts).unwrap(),
-            Some(24)
-        );
+        let parts = [VolatileSlice::from(&mut a[..]), (&mut b[..]).into()];
+        for length in [31, 24, 40] {
+            assert_eq!(reader.read(&mut source, &parts).unwrap(), Some(length));
+        }
         assert_eq!(
             (a, &b[..14], &b[14..]),
             ([1; 10], &[1; 14][..], &[9; 6][..])
@@ -381,19 +355,40 @@ mod tests {
     fn frames_out_of_bounds_are_not_sent() {
         let mut sink = Choppy::default();
         for length in [0, MIN_FRAME - 1, MAX_FRAME + 1] {
-            let frame = vec![0; length];
-            let sent = FrameWriter::default().write(&mut sink, &[IoSlice::new(&frame)]);
+            let mut frame = vec![0; length];
+            let parts = [VolatileSlice::from(&mut frame[..])];
+            let sent = FrameWriter::default().write(&mut sink, &parts, |_| true);
             assert_eq!(sent.unwrap_err().kind(), ErrorKind::InvalidInput);
         }
         assert!(sink.bytes.is_empty());
     }
 
     #[test]
+    fn what_was_checked_is_what_is_sent() {
+        let mut sink = Choppy::default();
+        let mut writer = FrameWriter::default();
+        let (mut a, mut b) = ([1; 20], [2; 40]);
+        let parts = [VolatileSlice::from(&mut a[..]), (&mut b[..]).into()];
+        let expected = [&[0, 0, 0, 60][..], &[1; 20], &[2; 40]].concat();
+        let change = |frame: &[u8]| {
+            parts[0].copy_from(&[7; 20]);
+            parts[1].copy_from(&[7; 40]);
+            frame == &expected[LENGTH..]
+        };
+        assert!(writer.write(&mut sink, &parts, change).unwrap());
+        assert_eq!(sink.bytes, expected);
+        assert!(writer.write(&mut sink, &parts, |_| false).unwrap());
+        assert!(writer.flush(&mut sink).unwrap());
+        assert_eq!(sink.bytes.len(), expected.len());
+    }
+
+    #[test]
     fn a_closed_sink_is_an_error() {
         let mut sink: &mut [u8] = &mut [0; 20];
-        let frame = [IoSlice::new(&[0; 60])];
-        let error = FrameWriter::default().write(&mut sink, &frame).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::WriteZero);
+        let mut frame = [0; 60];
+        let parts = [VolatileSlice::from(&mut frame[..])];
+        let sent = FrameWriter::default().write(&mut sink, &parts, |_| true);
+        assert_eq!(sent.unwrap_err().kind(), ErrorKind::WriteZero);
     }
 
     proptest! {
@@ -402,33 +397,32 @@ mod tests {
             frames in prop::collection::vec((MIN_FRAME..3000_usize, 1..40_usize, any::<u8>()), 1..20),
             writes in prop::collection::vec(0..4000_usize, 0..100),
             reads in prop::collection::vec(0..4000_usize, 0..100),
+            split in 0..=3000_usize,
         ) {
             let mut pipe = Choppy { steps: writes.into(), ..Choppy::default() };
             let mut writer = FrameWriter::default();
             let mut sent = Vec::new();
             for (length, parts, fill) in frames {
-                let frame: Vec<u8> = (0..length).map(|i| fill.wrapping_add(i as u8)).collect();
-                let parts: Vec<IoSlice<'_>> =
-                    frame.chunks(length.div_ceil(parts)).map(IoSlice::new).collect();
-                while !writer.write(&mut pipe, &parts).unwrap() {}
+                let mut frame: Vec<u8> = (0..length).map(|i| fill.wrapping_add(i as u8)).collect();
+                let parts: Vec<VolatileSlice<'_>> =
+                    frame.chunks_mut(length.div_ceil(parts)).map(VolatileSlice::from).collect();
+                while !writer.write(&mut pipe, &parts, |_| true).unwrap() {}
                 sent.push(frame);
             }
-            while !writer.flush(&mut pipe).unwrap() {
-                assert!(writer.is_pending());
-            }
-            assert!(!writer.is_pending());
+            while !writer.flush(&mut pipe).unwrap() {}
 
             pipe.steps = reads.into();
             let mut reader = FrameReader::default();
+            let mut room = [0; 3000];
             let mut received = Vec::new();
             while received.len() < sent.len() {
-                if let Some(frame) = reader.peek(&mut pipe).unwrap() {
-                    received.push(frame.to_vec());
-                    reader.consume();
+                let (a, b) = room.split_at_mut(split);
+                if let Some(length) = reader.read(&mut pipe, &[a.into(), b.into()]).unwrap() {
+                    received.push(room[..length].to_vec());
                 }
             }
             prop_assert_eq!(received, sent);
-            prop_assert!(reader.peek(&mut pipe).unwrap().is_none());
+            prop_assert_eq!(reader.read(&mut pipe, &[]).unwrap(), None);
         }
 
         #[test]
@@ -443,9 +437,9 @@ mod tests {
             source.bytes.extend(&bytes);
             let mut reader = FrameReader::default();
             let mut room = [0; 100];
-            let parts = &mut [IoSliceMut::new(&mut room)];
-            while let Ok(read) = reader.read(&mut source, parts) {
-                prop_assert!(read.is_some_and(|length| length <= 100));
+            let parts = [VolatileSlice::from(&mut room[..])];
+            while let Ok(read) = reader.read(&mut source, &parts) {
+                prop_assert!(read.is_some_and(|length| length <= bytes.len()));
             }
         }
     }

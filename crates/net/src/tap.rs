@@ -2,15 +2,22 @@
 //! virtio-net header.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
 use thiserror::Error;
+use vm_memory::VolatileSlice;
+
+use crate::stream::total;
 
 /// Bytes of the virtio-net header before each frame: the one of virtio 1, with `num_buffers`.
 pub const VNET_HEADER: usize = 12;
+
+/// Parts that a frame comes in at most: the kernel's limit (UIO_MAXIOV).
+pub const MAX_PARTS: usize = 1024;
 
 const TUN: &str = "/dev/net/tun";
 
@@ -34,7 +41,16 @@ pub enum TapError {
     /// The device file cannot be opened.
     #[error("Cannot open {TUN}: its permissions are 0666 as a rule")]
     Open(#[source] io::Error),
-    /// The tap belongs to somebody else, or is not there and we may not create it.
+    /// There is no interface of that name.
+    #[error(
+        "There is no tap {name}: make it with \
+         `ip tuntap add dev {name} mode tap user $USER && ip link set {name} up`"
+    )]
+    Missing {
+        /// Name of the tap.
+        name: String,
+    },
+    /// The tap belongs to somebody else.
     #[error(
         "No permission for tap {name}: have it made for this user with \
          `ip tuntap add dev {name} mode tap user $USER`, or grant CAP_NET_ADMIN"
@@ -127,16 +143,17 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Opens the tap `name`; creates it, for as long as it is open, when there is none.
+    /// Opens the tap `name`. One that is not there is not created, although the kernel offers that:
+    /// nothing would be connected to it.
     ///
     /// # Errors
-    /// Fails when the name is invalid, without permission, when the tap is in use or is no tap.
+    /// Fails when the name is invalid, without permission, when the tap is missing, in use or no
+    /// tap.
     pub fn open(name: &str) -> Result<Self, TapError> {
         attach(name, false)
     }
 
-    /// Opens `count` queues of the tap `name`, which was made with `multi_queue`; creates it when
-    /// there is none.
+    /// Opens `count` queues of the tap `name`, which was made with `multi_queue`.
     ///
     /// # Errors
     /// As for [`Tap::open`], and when `count` is not 1 to 256.
@@ -162,18 +179,37 @@ impl Tap {
             .map_err(|errno| self.setup_error("TUNSETOFFLOAD", errno))
     }
 
-    /// Moves the next frame for the guest, behind its header, into `parts` and returns the length of
-    /// both; `None` when there is none now. What does not fit is cut off.
+    /// MTU of the interface, in bytes.
     ///
     /// # Errors
-    /// Fails when the interface is gone, or when `parts` cannot hold the header.
-    pub fn recv(&mut self, parts: &mut [IoSliceMut<'_>]) -> io::Result<Option<usize>> {
+    /// Fails when the interface is gone or was renamed.
+    pub fn mtu(&self) -> Result<u16, TapError> {
+        sys::mtu(&self.name).map_err(|errno| self.setup_error("SIOCGIFMTU", errno))
+    }
+
+    /// Moves the next frame for the guest, behind its header, into `parts` and returns the length of
+    /// both; `None` when there is none now.
+    ///
+    /// A frame longer than `parts` is lost, and so is one that the kernel has no header for; the
+    /// length is then some number greater than the room. A frame that fills [`MAX_PARTS`] parts to
+    /// the last byte counts as one of these.
+    ///
+    /// # Errors
+    /// `InvalidInput` when there are more than [`MAX_PARTS`]; any other error means that the
+    /// interface is gone.
+    pub fn recv(&mut self, parts: &[VolatileSlice<'_>]) -> io::Result<Option<usize>> {
+        if parts.len() > MAX_PARTS {
+            return Err(ErrorKind::InvalidInput.into());
+        }
+        let lost = total(parts).saturating_add(1);
         loop {
-            return match self.file.read_vectored(parts) {
+            return match sys::readv(&self.file, parts) {
+                Ok(count) if parts.len() == MAX_PARTS && count + 1 == lost => Ok(Some(lost)),
                 Ok(count) => Ok(Some(count)),
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
-                Err(error) => Err(error),
+                Err(Errno::EINTR) => continue,
+                Err(Errno::EAGAIN) => Ok(None),
+                Err(Errno::EINVAL) => Ok(Some(lost)),
+                Err(errno) => Err(errno.into()),
             };
         }
     }
@@ -183,17 +219,18 @@ impl Tap {
     /// what is in it or because the interface is down, is dropped as if sent.
     ///
     /// # Errors
-    /// Fails when the interface is gone.
-    pub fn send(&mut self, parts: &[IoSlice<'_>]) -> io::Result<bool> {
+    /// `InvalidInput` when there are more than [`MAX_PARTS`]; any other error means that the
+    /// interface is gone.
+    pub fn send(&mut self, parts: &[VolatileSlice<'_>]) -> io::Result<bool> {
+        if parts.len() > MAX_PARTS {
+            return Err(ErrorKind::InvalidInput.into());
+        }
         loop {
-            let Err(error) = self.file.write_vectored(parts) else {
-                return Ok(true);
-            };
-            return match Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
-                Errno::EINTR => continue,
-                Errno::EAGAIN => Ok(false),
-                Errno::EBADFD | Errno::EBADF => Err(error),
-                _ => Ok(true),
+            return match sys::writev(&self.file, parts) {
+                Err(Errno::EINTR) => continue,
+                Err(Errno::EAGAIN) => Ok(false),
+                Err(errno @ (Errno::EBADFD | Errno::EBADF)) => Err(errno.into()),
+                Ok(()) | Err(_) => Ok(true),
             };
         }
     }
@@ -236,6 +273,12 @@ fn attach(name: &str, several: bool) -> Result<Tap, TapError> {
             Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TapError::NoDriver(error),
             _ => TapError::Open(error),
         })?;
+    // Not by /sys, which may show another network namespace than ours.
+    if if_nametoindex(name) == Err(Errno::ENODEV) {
+        return Err(TapError::Missing {
+            name: name.to_owned(),
+        });
+    }
     let tap = Tap {
         file,
         name: name.to_owned(),
@@ -270,47 +313,66 @@ fn attach(name: &str, several: bool) -> Result<Tap, TapError> {
     Ok(tap)
 }
 
-/// The ioctls of tap devices.
+/// The system calls of tap devices.
 mod sys {
     use std::fs::File;
+    use std::mem::MaybeUninit;
     use std::os::fd::AsRawFd;
 
     use nix::errno::Errno;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    use vm_memory::VolatileSlice;
+
+    use super::MAX_PARTS;
 
     mod raw {
         nix::ioctl_write_ptr_bad!(set_interface, libc::TUNSETIFF, libc::ifreq);
         nix::ioctl_read_bad!(get_interface, libc::TUNGETIFF, libc::ifreq);
         nix::ioctl_write_ptr_bad!(set_header_size, libc::TUNSETVNETHDRSZ, libc::c_int);
         nix::ioctl_write_int_bad!(set_offloads, libc::TUNSETOFFLOAD);
+        nix::ioctl_read_bad!(get_mtu, libc::SIOCGIFMTU, libc::ifreq);
     }
 
-    fn request(flags: libc::c_int) -> libc::ifreq {
+    /// A request about the interface `name`, which has room for its terminating zero.
+    fn request(name: &str, flags: libc::c_int) -> libc::ifreq {
         // All flags of a tap fit the kernel's 16 bits.
         let ifru_flags = u16::try_from(flags).unwrap_or_default().cast_signed();
-        libc::ifreq {
+        let mut request = libc::ifreq {
             ifr_name: [0; libc::IFNAMSIZ],
             ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags },
-        }
-    }
-
-    /// Makes `file` a queue of the interface `name`, which has room for its terminating zero.
-    pub(super) fn set_interface(file: &File, name: &str, flags: libc::c_int) -> Result<(), Errno> {
-        let mut request = request(flags);
+        };
         for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
             *to = libc::c_char::from_ne_bytes([from]);
         }
+        request
+    }
+
+    /// Makes `file` a queue of the interface `name`.
+    pub(super) fn set_interface(file: &File, name: &str, flags: libc::c_int) -> Result<(), Errno> {
+        let request = request(name, flags);
         // SAFETY: the descriptor is open and the kernel only reads and writes `request`, which
         // outlives the call.
         unsafe { raw::set_interface(file.as_raw_fd(), &raw const request) }.map(drop)
     }
 
     pub(super) fn interface_flags(file: &File) -> Result<libc::c_int, Errno> {
-        let mut request = request(0);
+        let mut request = request("", 0);
         // SAFETY: the descriptor is open and `request` is the kernel's to fill during the call.
         unsafe { raw::get_interface(file.as_raw_fd(), &raw mut request) }?;
         // SAFETY: every bit pattern is a valid short, and the union is initialised.
         let flags = unsafe { request.ifr_ifru.ifru_flags };
         Ok(libc::c_int::from(flags.cast_unsigned()))
+    }
+
+    pub(super) fn mtu(name: &str) -> Result<u16, Errno> {
+        let (family, kind) = (AddressFamily::Inet, SockType::Datagram);
+        let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
+        let mut request = request(name, 0);
+        // SAFETY: the descriptor is open and `request` is the kernel's to fill during the call.
+        unsafe { raw::get_mtu(socket.as_raw_fd(), &raw mut request) }?;
+        // SAFETY: every bit pattern is a valid int, and the kernel has just written this one.
+        let mtu = unsafe { request.ifr_ifru.ifru_mtu };
+        Ok(u16::try_from(mtu).unwrap_or(u16::MAX))
     }
 
     pub(super) fn set_header_size(file: &File, size: usize) -> Result<(), Errno> {
@@ -323,6 +385,48 @@ mod sys {
         let bits = libc::c_int::try_from(bits).map_err(|_| Errno::EINVAL)?;
         // SAFETY: the descriptor is open and the argument is a number, not a pointer.
         unsafe { raw::set_offloads(file.as_raw_fd(), bits) }.map(drop)
+    }
+
+    type Iovecs = [MaybeUninit<libc::iovec>; MAX_PARTS];
+
+    /// Writes as many of `parts` as there is room for to the front of `iovecs`; returns how many.
+    fn fill<'a>(
+        iovecs: &mut Iovecs,
+        parts: impl Iterator<Item = &'a VolatileSlice<'a>>,
+    ) -> libc::c_int {
+        let mut count = 0;
+        for (iovec, part) in iovecs.iter_mut().zip(parts) {
+            iovec.write(libc::iovec {
+                iov_base: part.ptr_guard_mut().as_ptr().cast(),
+                iov_len: part.len(),
+            });
+            count += 1;
+        }
+        count
+    }
+
+    /// Reads one frame into `parts`. The count is greater than their room if the frame was cut off,
+    /// which cannot be told when there are [`MAX_PARTS`].
+    pub(super) fn readv(file: &File, parts: &[VolatileSlice<'_>]) -> Result<usize, Errno> {
+        // The kernel cuts silently; a byte beyond the room shows it.
+        let mut beyond = [0];
+        let beyond = [VolatileSlice::from(&mut beyond[..])];
+        let mut iovecs: Iovecs = [const { MaybeUninit::uninit() }; MAX_PARTS];
+        let count = fill(&mut iovecs, parts.iter().chain(&beyond));
+        // SAFETY: the first `count` entries are written, and each is memory that its slice borrows
+        // and that anybody may change at any time, as is in the nature of a volatile slice.
+        let done = unsafe { libc::readv(file.as_raw_fd(), iovecs.as_ptr().cast(), count) };
+        Errno::result(done).map(isize::cast_unsigned)
+    }
+
+    /// Writes `parts` as one frame, which the kernel takes whole or not at all.
+    pub(super) fn writev(file: &File, parts: &[VolatileSlice<'_>]) -> Result<(), Errno> {
+        let mut iovecs: Iovecs = [const { MaybeUninit::uninit() }; MAX_PARTS];
+        let count = fill(&mut iovecs, parts.iter());
+        // SAFETY: the first `count` entries are written, and each is memory that its slice borrows;
+        // the kernel copes with its changing meanwhile.
+        let done = unsafe { libc::writev(file.as_raw_fd(), iovecs.as_ptr().cast(), count) };
+        Errno::result(done).map(drop)
     }
 }
 

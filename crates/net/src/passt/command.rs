@@ -113,7 +113,7 @@ mod tests {
             host: 2222,
             guest: 22,
         };
-        let address = Some(Ipv4Addr::LOCALHOST.into());
+        let address = Some(Ipv4Addr::LOCALHOST);
         let config = PasstConfig {
             mtu: Some(1400),
             host_loopback: true,

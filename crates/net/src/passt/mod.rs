@@ -18,7 +18,7 @@ mod ready;
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, ExitStatus};
@@ -80,7 +80,7 @@ pub struct Forward {
     /// Transport.
     pub transport: Transport,
     /// Host address to listen at; `None` for all.
-    pub address: Option<IpAddr>,
+    pub address: Option<Ipv4Addr>,
     /// Host port.
     pub host: u16,
     /// Guest port.
@@ -134,8 +134,8 @@ pub enum PasstError {
         /// The MTU as given.
         mtu: u16,
     },
-    /// A forward has port 0 or an IPv6 address.
-    #[error("Port forward {forward} needs ports from 1 to 65535 and, if any, an IPv4 address")]
+    /// A forward has port 0.
+    #[error("Port forward {forward} needs ports from 1 to 65535")]
     Forward {
         /// The forward as given.
         forward: Forward,
@@ -277,11 +277,7 @@ impl PasstConfig {
         if let Some(mtu) = self.mtu.filter(|mtu| !MTU.contains(mtu)) {
             return Err(PasstError::Mtu { mtu });
         }
-        let invalid = |forward: &&Forward| {
-            forward.host == 0
-                || forward.guest == 0
-                || forward.address.is_some_and(|address| address.is_ipv6())
-        };
+        let invalid = |forward: &&Forward| forward.host == 0 || forward.guest == 0;
         match self.forwards.iter().find(invalid) {
             Some(&forward) => Err(PasstError::Forward { forward }),
             None => Ok(()),

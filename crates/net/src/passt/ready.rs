@@ -3,13 +3,14 @@
 //! passt has no way of its own to report that it is ready which works in every release and as every
 //! user, so it is asked as a guest would: who has the gateway's address? ARP is RFC 826.
 
-use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
+use std::io::{self, ErrorKind};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vm_memory::VolatileSlice;
 
 use crate::socket::FrameSocket;
 
@@ -32,11 +33,12 @@ pub(super) fn wait(
 ) -> io::Result<FrameSocket> {
     let deadline = Instant::now() + limit;
     let mut socket = FrameSocket::new(stream)?;
-    socket.send(&[IoSlice::new(&request(gateway))])?;
+    socket.send(&[VolatileSlice::from(&mut request(gateway)[..])])?;
     loop {
         let mut frame = [0; 128];
-        let received = socket.recv(&mut [IoSliceMut::new(&mut frame)])?;
-        if received.is_some_and(|length| answers(frame.get(..length).unwrap_or(&frame), gateway)) {
+        let received = socket.recv(&[VolatileSlice::from(&mut frame[..])])?;
+        if received.is_some_and(|length| answers(frame.get(..length).unwrap_or_default(), gateway))
+        {
             return Ok(socket);
         }
         let left = deadline.saturating_duration_since(Instant::now());

@@ -35,17 +35,29 @@ pub fn installed(program: &str) -> bool {
 
 /// Whether this is the test inside of a fresh network namespace. If not, runs it there.
 pub fn inside_fresh_network() -> bool {
+    inside("-rn", "user and network namespaces are not permitted here")
+}
+
+/// As [`inside_fresh_network`], with all users of the host.
+pub fn inside_fresh_network_as_root() -> bool {
+    inside(
+        "-n",
+        "only root can have a network namespace with several users",
+    )
+}
+
+fn inside(unshare: &str, or_else: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
     let try_out = Command::new("unshare")
-        .args(["-rn", "true"])
+        .args([unshare, "true"])
         .stderr(Stdio::null())
         .status();
     if try_out.is_ok_and(|status| status.success()) {
-        run_this_test("-rn", INSIDE);
+        run_this_test(unshare, INSIDE);
     } else {
-        skip("user and network namespaces are not permitted here");
+        skip(or_else);
     }
     false
 }
