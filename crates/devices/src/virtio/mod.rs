@@ -8,9 +8,11 @@
 pub mod block;
 mod buffers;
 mod config_space;
+pub mod console;
 pub mod net;
 mod on_loop;
 pub mod ring;
+pub mod rng;
 pub mod transport;
 
 #[cfg(test)]
