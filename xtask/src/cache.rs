@@ -13,13 +13,19 @@ const STAMP: &str = ".recipe";
 /// Where the lab lives: `$EDGEVMM_LAB`, or `edgevmm/lab` in the user's cache directory.
 #[must_use]
 pub fn lab_dir() -> PathBuf {
-    std::env::var_os("EDGEVMM_LAB").map_or_else(|| user_cache().join("lab"), PathBuf::from)
+    absolute(std::env::var_os("EDGEVMM_LAB").map_or_else(|| user_cache().join("lab"), Into::into))
 }
 
 /// Where test images live: `$EDGEVMM_IMAGES`, or `edgevmm/images` in the user's cache directory.
 #[must_use]
 pub fn images_dir() -> PathBuf {
-    std::env::var_os("EDGEVMM_IMAGES").map_or_else(|| user_cache().join("images"), PathBuf::from)
+    absolute(
+        std::env::var_os("EDGEVMM_IMAGES").map_or_else(|| user_cache().join("images"), Into::into),
+    )
+}
+
+fn absolute(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
 }
 
 /// `edgevmm` in `$XDG_CACHE_HOME` or `~/.cache`.

@@ -283,3 +283,6 @@ fn take(file: &mut File, buffer: &mut [u8], most: usize, mut to: impl FnMut(&[u8
     }
     true
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,7 +19,7 @@ use crate::lab::protocol::{Frame, Hello, Kind, PORT, Spawn, WindowSize};
 
 /// The sending half of the port, shared by all commands.
 #[derive(Debug, Clone)]
-pub(super) struct Sender(Arc<Mutex<File>>);
+pub(super) struct Sender(pub(super) Arc<Mutex<File>>);
 
 impl Sender {
     /// Sends one frame. A host that went away is noticed by the reading side.

@@ -15,7 +15,7 @@ use xtask::progress::note;
 
 /// Run a command in the nested-KVM lab: a Linux with a real /dev/kvm inside an emulated machine.
 ///
-/// The lab is made at first use (about a minute, 2 GB in ~/.cache/edgevmm/lab or $EDGEVMM_LAB); then
+/// The lab is made at first use (about a minute, 1.2 GB in ~/.cache/edgevmm/lab or $EDGEVMM_LAB); then
 /// each command gets a fresh clone in about a second, which is thrown away at the end. The exit code
 /// is the command's. Inside, /host is this system's root (read-only), /share a directory shared with
 /// it, and the command starts in this directory as seen below /host. The emulated machine is slow:

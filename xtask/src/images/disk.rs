@@ -120,3 +120,33 @@ pub(super) fn to_qcow2(tools: &Tools, raw: &Path, qcow2: &Path) -> Result<()> {
         .arg(qcow2);
     process::output(&mut convert).map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn grub_finds_the_rest_of_its_core() {
+        let disk = tempfile::NamedTempFile::new().unwrap();
+        disk.as_file().set_len(2 * MIB).unwrap();
+        disk.as_file().write_all(&[0xee; SECTOR]).unwrap();
+        let core = vec![0xcc; 3 * SECTOR + 1];
+        embed_grub(disk.path(), &[0xbb; SECTOR], core, 2048).unwrap();
+        let bytes = std::fs::read(disk.path()).unwrap();
+        assert_eq!(bytes[CORE_SECTOR..CORE_SECTOR + 8], 2048_u64.to_le_bytes());
+        assert_eq!(bytes[..CORE_SECTOR], [0xbb; CORE_SECTOR]);
+        assert_eq!(bytes[BOOT_CODE..SECTOR], [0xee; SECTOR - BOOT_CODE]);
+        let list = &bytes[2048 * SECTOR + BLOCK_LIST..];
+        assert_eq!(list[..8], 2049_u64.to_le_bytes());
+        assert_eq!(list[8..12], [3, 0, 0x20, 0x08]);
+        assert_eq!(list[12..12 + 2 * SECTOR + 1], [0xcc; 2 * SECTOR + 1]);
+    }
+
+    #[test]
+    fn refuses_a_core_that_would_reach_the_partition() {
+        let disk = tempfile::NamedTempFile::new().unwrap();
+        let core = vec![0; 2 * 1024 * 1024];
+        assert!(embed_grub(disk.path(), &[0; SECTOR], core, 1).is_err());
+    }
+}

@@ -226,9 +226,9 @@ fn configure(
         Start::Recorded(ram) => memory_file(machine, ram, "on"),
         Start::Resumed(snapshot) => memory_file(machine, &snapshot.join("ram"), "off"),
     };
-    let socket = |name: &str| dir.join(name).display().to_string();
-    let root = layout.root_image().display().to_string();
-    let share = share.display();
+    let socket = |name: &str| escaped(&dir.join(name));
+    let root = escaped(&layout.root_image());
+    let share = escaped(share);
     let options: Vec<(&str, String)> = vec![
         ("-object", memory),
         ("-M", "q35,memory-backend=ram".into()),
@@ -289,8 +289,13 @@ fn configure(
 }
 
 fn memory_file(machine: &Machine, path: &Path, share: &str) -> String {
-    let (size, path) = (machine.memory_mib, path.display());
+    let (size, path) = (machine.memory_mib, escaped(path));
     format!("memory-backend-file,id=ram,size={size}M,mem-path={path},share={share}")
+}
+
+/// A path inside an option of QEMU, where a comma separates.
+fn escaped(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
 }
 
 /// Saves the device state of a machine whose RAM is [`Start::Recorded`] already.

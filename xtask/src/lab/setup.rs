@@ -136,7 +136,7 @@ pub fn setup(layout: &Layout, agent: &Path) -> Result<()> {
     }
     note(&format!(
         "making the nested-KVM lab in {}: a Linux with a real /dev/kvm inside an emulated machine, \
-         from packages of {} {}. Nothing is installed on this system; needs about 2 GB.",
+         from packages of {} {}. Nothing is installed on this system; needs 1.2 GB.",
         layout.dir.display(),
         mirror.uri,
         mirror.lab_suite()
