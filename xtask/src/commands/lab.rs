@@ -56,7 +56,7 @@ struct RunArgs {
     /// RAM of the lab's machine in MiB; other than 4096 means a cold boot of about 10 s.
     #[arg(long, value_name = "MIB", default_value_t = Machine::default().memory_mib)]
     mem: u32,
-    /// A further disk (/dev/vdb, …), as QEMU's -drive takes it; means a cold boot.
+    /// A further disk (/dev/vdb, …), such as file=PATH,format=raw; means a cold boot.
     #[arg(long, value_name = "OPTIONS")]
     drive: Vec<String>,
     /// End the command after so many seconds, with exit code 124.

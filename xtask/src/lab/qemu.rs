@@ -35,7 +35,8 @@ pub struct Machine {
     pub cpus: u8,
     /// RAM in MiB.
     pub memory_mib: u32,
-    /// Further disks, in the form of QEMU's `-drive`.
+    /// Further virtio disks (`/dev/vdb` …), each as `-drive` of QEMU takes it, such as
+    /// `file=PATH,format=raw`.
     pub drives: Vec<String>,
 }
 
@@ -280,8 +281,13 @@ fn configure(
     for (option, value) in options {
         command.arg(option).arg(value);
     }
-    for drive in &machine.drives {
-        command.arg("-drive").arg(drive);
+    for (index, drive) in machine.drives.iter().enumerate() {
+        command
+            .arg("-drive")
+            .arg(format!("{drive},if=none,id=extra{index}"));
+        command
+            .arg("-device")
+            .arg(format!("virtio-blk-pci,drive=extra{index}"));
     }
     if let Start::Resumed(_) = start {
         command.args(["-incoming", "defer"]);
