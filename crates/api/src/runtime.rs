@@ -187,19 +187,14 @@ impl RuntimeDir {
         })
     }
 
-    /// Takes the first free one of `base`, `base-2`, `base-3` and so on, leaving the folders of
-    /// dead machines alone.
+    /// Takes the first one of `base`, `base-2`, `base-3` and so on that no living machine has.
     ///
     /// # Errors
     ///
     /// When a folder can't be made safely.
     pub fn claim_unique(&self, base: &str) -> Result<MachineClaim, RuntimeDirError> {
         for number in 1..=u32::MAX {
-            let name = numbered(base, number);
-            if self.machine(&name)?.exists() {
-                continue;
-            }
-            match self.claim(&name) {
+            match self.claim(&numbered(base, number)) {
                 Err(RuntimeDirError::NameInUse { .. }) => {}
                 result => return result,
             }
@@ -559,6 +554,11 @@ impl MachineClaim {
     ///
     /// When files can't be removed.
     pub fn remove(self) -> Result<(), RuntimeDirError> {
+        // Another process that shares the lock may have removed the folder, and then the name may
+        // be somebody else's by now.
+        if !self.dir.holds(&self.lock)? {
+            return Ok(());
+        }
         self.dir.remove_files()?;
         let lock = self.dir.lock();
         fs::remove_file(&lock).map_err(io_error("remove", &lock))?;

@@ -1,2 +1,162 @@
 //! Boots disk images as virtual machines on KVM.
-fn main() {}
+
+mod cli;
+mod console;
+mod detach;
+mod doctor;
+mod escape;
+mod exit;
+mod host;
+mod launch;
+mod manage;
+mod resolve;
+mod term;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{CommandFactory, Parser};
+use tracing_subscriber::EnvFilter;
+
+use cli::{Cli, Command, JsonArg, LogArgs, RunArgs};
+use exit::{Failure, Outcome};
+
+fn main() -> ExitCode {
+    let result = match Cli::try_parse() {
+        Ok(cli) => start_log(&cli.log).and_then(|filter| dispatch(cli.command, &filter)),
+        Err(error) => wrong_usage(&error),
+    };
+    result.unwrap_or_else(|failure| {
+        eprintln!("{failure}");
+        failure.exit_code()
+    })
+}
+
+/// Prints the help that was asked for, or brings clap's words into the form of all others.
+fn wrong_usage(error: &clap::Error) -> Outcome {
+    if !error.use_stderr() {
+        error.print().context("Can't print the help")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let text = error.render().to_string();
+    let mut paragraphs = text.split("\n\n").map(one_line);
+    let message = paragraphs.next().unwrap_or_default();
+    let message = message
+        .strip_prefix("error: ")
+        .unwrap_or(&message)
+        .to_owned();
+    let tip = paragraphs.find_map(|text| text.strip_prefix("tip: ").map(ToOwned::to_owned));
+    let command = std::env::args().nth(1);
+    let command = command.filter(|name| Cli::command().find_subcommand(name).is_some());
+    let command = command.map(|name| format!("{name} ")).unwrap_or_default();
+    let hint = tip.unwrap_or_else(|| format!("`edgevmm {command}--help` shows what there is"));
+    Err(Failure::usage(anyhow::Error::msg(message)).hint(hint))
+}
+
+fn one_line(paragraph: &str) -> String {
+    paragraph.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Sends messages to standard error. Returns the filter in use.
+fn start_log(args: &LogArgs) -> Result<String, Failure> {
+    let filter = match args.verbose {
+        0 => args
+            .log
+            .clone()
+            .or_else(|| std::env::var(detach::LOG_VARIABLE).ok()),
+        1 => Some("info".to_owned()),
+        // The transport's own messages are about frames.
+        2 => Some("debug,h2=info,hyper=info,hyper_util=info,tower=info".to_owned()),
+        _ => Some("trace".to_owned()),
+    };
+    let filter = filter
+        .filter(|filter| !filter.is_empty())
+        .unwrap_or_else(|| "warn".to_owned());
+    let parsed = EnvFilter::builder().parse(&filter).map_err(|error| {
+        Failure::usage(anyhow::Error::from(error).context(format!("`{filter}` is no log filter")))
+            .hint("write a level (error, warn, info, debug, trace), or levels by module")
+    })?;
+    tracing_subscriber::fmt()
+        .with_env_filter(parsed)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(|| term::Stderr)
+        .init();
+    Ok(filter)
+}
+
+fn dispatch(command: Command, log_filter: &str) -> Outcome {
+    match command {
+        Command::Run(args) => run(*args, log_filter),
+        Command::Vmm(args) => detach::vmm(&args),
+        Command::Ps(args) => client(manage::ps(&args)),
+        Command::Console(args) => client(console::run(args)),
+        Command::Stop(args) => client(manage::stop(&args)),
+        Command::Kill(args) => client(manage::kill_all(&args.names)),
+        Command::Pause(args) => client(manage::pause(&args.names)),
+        Command::Resume(args) => client(manage::resume(&args.names)),
+        Command::Reset(args) => client(manage::reset(&args.names)),
+        Command::Inspect(args) => client(manage::inspect(&args)),
+        Command::Wait(args) => client(manage::wait(&args.name)),
+        Command::Rm(args) => client(manage::rm(&args)),
+        Command::Logs(args) => manage::logs(&args.name),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Version(args) => version(&args),
+        Command::Completions { shell } => {
+            clap_complete::generate(
+                shell,
+                &mut Cli::command(),
+                "edgevmm",
+                &mut std::io::stdout(),
+            );
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Runs a command that talks to machines.
+fn client(command: impl Future<Output = Outcome>) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime
+        .context("Can't start the event loop")?
+        .block_on(command)
+}
+
+fn run(args: RunArgs, log_filter: &str) -> Outcome {
+    let RunArgs {
+        detach,
+        dry_run,
+        json,
+        ..
+    } = args;
+    let vm = resolve::resolve(args)?;
+    host::check(&vm)?;
+    if dry_run {
+        let text = if json {
+            serde_json::to_string_pretty(&vm).context("Can't write JSON")?
+        } else {
+            vm.to_yaml()
+                .map_err(anyhow::Error::msg)
+                .context("Can't write YAML")?
+        };
+        println!("{}", text.trim_end());
+        return Ok(ExitCode::SUCCESS);
+    }
+    if detach {
+        detach::run(vm, log_filter)
+    } else {
+        launch::foreground(vm)
+    }
+}
+
+fn version(args: &JsonArg) -> Outcome {
+    let version = env!("CARGO_PKG_VERSION");
+    if args.json {
+        println!("{}", serde_json::json!({ "version": version }));
+    } else {
+        println!("edgevmm {version}");
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -66,17 +66,19 @@ fn a_name_taken_again_starts_with_an_empty_folder() {
 }
 
 #[test]
-fn unique_names_count_up_and_spare_dead_machines() {
+fn unique_names_count_up_over_living_machines() {
     let (_folder, runtime) = runtime();
-    let long = "a".repeat(63);
-    for (base, expected) in [
-        ("vm", "vm".to_owned()),
-        ("vm", "vm-2".to_owned()),
-        ("vm", "vm-3".to_owned()),
-    ] {
-        assert_eq!(runtime.claim_unique(base).unwrap().dir().name(), expected);
-    }
-    assert_eq!(numbered(&long, 12).len(), 63);
+    let mut claims: Vec<_> = (0..3)
+        .map(|_| runtime.claim_unique("vm").unwrap())
+        .collect();
+    let names: Vec<_> = claims
+        .iter()
+        .map(|claim| claim.dir().name().to_owned())
+        .collect();
+    assert_eq!(names, ["vm", "vm-2", "vm-3"]);
+    drop(claims.remove(1));
+    assert_eq!(runtime.claim_unique("vm").unwrap().dir().name(), "vm-2");
+    assert_eq!(numbered(&"a".repeat(63), 12).len(), 63);
 }
 
 #[test]
@@ -143,6 +145,14 @@ fn a_claim_can_be_handed_over() {
     ));
     drop(taken);
     drop(runtime.claim("a").unwrap());
+
+    let old = runtime.claim("a").unwrap();
+    let shared = MachineClaim::inherit(&path, old.lock().try_clone().unwrap().into()).unwrap();
+    old.remove().unwrap();
+    let new = runtime.claim("a").unwrap();
+    new.write_config("{}").unwrap();
+    shared.remove().unwrap();
+    assert_eq!(new.dir().config_json().unwrap().as_deref(), Some("{}"));
 
     let other = File::open("/dev/null").unwrap();
     let wrong = MachineClaim::inherit(&path, other.into());

@@ -1,0 +1,348 @@
+//! Commands and their flags.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use edgevmm_config::{
+    ByteSize, ConsoleConfig, CpuConfig, DiskConfig, MemoryConfig, NetConfig, PortForward,
+};
+use uuid::Uuid;
+
+/// Boots disk images as virtual machines on KVM.
+#[derive(Debug, Parser)]
+#[command(name = "edgevmm", version, after_help = EXIT_CODES, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    pub log: LogArgs,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What goes to standard error.
+#[derive(Debug, Args)]
+pub struct LogArgs {
+    /// Messages to show on standard error: a level, or levels by module, like
+    /// warn,edgevmm_vmm=debug. EDGEVMM_LOG is its default
+    #[arg(long, global = true, value_name = "FILTER")]
+    pub log: Option<String>,
+    /// Show more messages: -v info, -vv debug, -vvv trace
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "log")]
+    pub verbose: u8,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a machine
+    Run(Box<RunArgs>),
+    /// List machines
+    Ps(PsArgs),
+    /// Attach the terminal to a machine's console
+    Console(ConsoleArgs),
+    /// Press the power button, and end machines by force when they don't power off in time
+    Stop(StopArgs),
+    /// End machines by force
+    Kill(NameArgs),
+    /// Halt machines' vCPUs
+    Pause(NameArgs),
+    /// Let paused machines go on
+    Resume(NameArgs),
+    /// Reset machines, as their reset button would
+    Reset(NameArgs),
+    /// Describe a machine
+    Inspect(InspectArgs),
+    /// Wait until a machine ends, and exit as its `run` would
+    Wait(NameArg),
+    /// Show the messages of a detached machine's VMM
+    Logs(NameArg),
+    /// Remove what ended machines left behind
+    Rm(RmArgs),
+    /// Check what this host has and lacks to run machines
+    Doctor(JsonArg),
+    /// Write a completion script for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Show the version
+    Version(JsonArg),
+    /// The VMM of a detached machine, started by `run --detach`
+    #[command(name = "__vmm", hide = true)]
+    Vmm(VmmArgs),
+}
+
+/// What `run` takes.
+#[derive(Debug, Args)]
+#[command(after_help = RUN_EXAMPLES)]
+pub struct RunArgs {
+    /// Disk images to boot from, qcow2 or raw. They come before those of --disk
+    #[arg(value_name = "DISK")]
+    pub images: Vec<PathBuf>,
+    /// Read the machine from a YAML or JSON file. Flags go before it; disks and networks given as
+    /// flags replace those of the file
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Name of the machine. Made from the first disk when absent
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Run in the background and print the name
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Check everything, print the machine as YAML and start nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print JSON where --dry-run would print YAML
+    #[arg(long, requires = "dry_run")]
+    pub json: bool,
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    #[command(flatten)]
+    pub boot: BootArgs,
+    #[command(flatten)]
+    pub storage: StorageArgs,
+    #[command(flatten)]
+    pub network: NetworkArgs,
+    #[command(flatten)]
+    pub seed: SeedArgs,
+}
+
+/// CPUs, memory and the like.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Machine")]
+pub struct MachineArgs {
+    /// Number of vCPUs, and their topology if it matters: 4,sockets=1,cores=2,threads=2
+    /// [default: 2, or 1 on a host with one CPU]
+    #[arg(long, value_name = "N[,KEY=N...]")]
+    pub cpus: Option<CpuConfig>,
+    /// Memory, like 512M or 4G [default: 1G]
+    #[arg(long, short, value_name = "SIZE[,hugepages]")]
+    pub memory: Option<MemoryConfig>,
+    /// Back memory with huge pages of the host
+    #[arg(long)]
+    pub hugepages: bool,
+    /// Console: stdio, pty, none or file=PATH; device=virtio for a virtio console
+    #[arg(long, value_name = "PLACE[,device=DEVICE]")]
+    pub console: Option<ConsoleConfig>,
+    /// Seconds that the guest gets to power off when it is asked to [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    pub stop_timeout: Option<u32>,
+    /// UUID that the guest sees. Derived from name and first disk when absent
+    #[arg(long)]
+    pub uuid: Option<Uuid>,
+}
+
+/// What starts the guest.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Boot")]
+pub struct BootArgs {
+    /// Boot this kernel (vmlinux or bzImage) in place of the disk's boot loader
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk for the kernel
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Command line for the kernel
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub cmdline: Option<String>,
+    /// BIOS image [default: SeaBIOS of the host]
+    #[arg(long, value_name = "FILE")]
+    pub bios: Option<PathBuf>,
+    /// Write the messages of the firmware's debug port to a file, or to standard error with -
+    #[arg(long, value_name = "FILE")]
+    pub debugcon: Option<PathBuf>,
+}
+
+/// Disks.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Disks")]
+pub struct StorageArgs {
+    /// Add a disk. Keys: ro, snapshot, direct, serial=, bootindex=, format=raw|qcow2, queues=, and
+    /// backing= for each backing file of a qcow2. A comma in a path is written twice
+    #[arg(long = "disk", value_name = "PATH[,KEY=VALUE...]")]
+    pub disks: Vec<DiskConfig>,
+    /// Keep all images as they are: writes of the guest go to throw-away overlays
+    #[arg(long)]
+    pub snapshot: bool,
+}
+
+/// Network interfaces.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Network")]
+pub struct NetworkArgs {
+    /// Add a network interface: user (the default when none is given), tap=NAME, or none for no
+    /// network. Keys: mac=, and host_loopback for user
+    #[arg(long = "net", value_name = "TYPE[,KEY=VALUE...]")]
+    pub nets: Vec<NetArg>,
+    /// Forward a port of the host to the guest's user network, like 2222:22
+    #[arg(short, long = "publish", value_name = "[tcp|udp:][ADDR:]HOST:GUEST")]
+    pub publish: Vec<PortForward>,
+}
+
+/// A value of `--net`.
+#[derive(Debug, Clone)]
+pub enum NetArg {
+    /// No network at all.
+    None,
+    /// An interface.
+    Interface(NetConfig),
+}
+
+impl std::str::FromStr for NetArg {
+    type Err = edgevmm_config::FlagError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "none" {
+            Ok(Self::None)
+        } else {
+            text.parse().map(Self::Interface)
+        }
+    }
+}
+
+/// The cloud-init seed.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "cloud-init")]
+pub struct SeedArgs {
+    /// File with user-data (#cloud-config or a script)
+    #[arg(long, value_name = "FILE")]
+    pub user_data: Option<PathBuf>,
+    /// File with public SSH keys for the image's default user
+    #[arg(long, value_name = "FILE")]
+    pub ssh_key: Option<PathBuf>,
+    /// Host name of the guest
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// File with the network configuration
+    #[arg(long, value_name = "FILE")]
+    pub network_config: Option<PathBuf>,
+}
+
+/// What `ps` takes.
+#[derive(Debug, Args)]
+pub struct PsArgs {
+    /// Show machines that have ended, too
+    #[arg(short, long)]
+    pub all: bool,
+    #[command(flatten)]
+    pub json: JsonArg,
+}
+
+/// What `console` takes.
+#[derive(Debug, Args)]
+#[command(after_help = CONSOLE_KEYS)]
+pub struct ConsoleArgs {
+    /// The machine
+    pub name: String,
+    /// Only watch
+    #[arg(long, conflicts_with = "exclusive")]
+    pub read_only: bool,
+    /// Take the console from all others that type
+    #[arg(long)]
+    pub exclusive: bool,
+    /// How much of the past output to show first, like 4K [default: all that is kept]
+    #[arg(long, value_name = "SIZE")]
+    pub history: Option<ByteSize>,
+}
+
+/// What `stop` takes.
+#[derive(Debug, Args)]
+pub struct StopArgs {
+    /// The machines
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Seconds until they are ended by force [default: as configured]
+    #[arg(long, short, value_name = "SECONDS")]
+    pub timeout: Option<u32>,
+}
+
+/// What `inspect` takes.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// The machine
+    pub name: String,
+    #[command(flatten)]
+    pub json: JsonArg,
+}
+
+/// What `rm` takes.
+#[derive(Debug, Args)]
+pub struct RmArgs {
+    /// The machines
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+    /// End running machines by force first
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+/// Names of machines.
+#[derive(Debug, Args)]
+pub struct NameArgs {
+    /// The machines
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+}
+
+/// The name of a machine.
+#[derive(Debug, Args)]
+pub struct NameArg {
+    /// The machine
+    pub name: String,
+}
+
+/// The choice of JSON.
+#[derive(Debug, Args)]
+pub struct JsonArg {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What the parent hands to a detached VMM; the configuration comes on standard input.
+#[derive(Debug, Args)]
+pub struct VmmArgs {
+    /// Folder of the machine
+    #[arg(long)]
+    pub dir: PathBuf,
+    /// File descriptor of its lock
+    #[arg(long)]
+    pub lock_fd: i32,
+    /// File descriptor of the pipe to report the start to
+    #[arg(long)]
+    pub ready_fd: i32,
+}
+
+/// The table of exit codes; [`crate::exit`] keeps to it.
+pub const EXIT_CODES: &str = "\
+Exit codes:
+  0  success; for `run` and `wait`: the guest powered off
+  1  the VMM or something of the host failed
+  2  wrong usage or configuration; nothing was started
+  3  the guest crashed: triple fault or an error of KVM while running it
+  4  the guest was ended by force: killed, or not powered off in time";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  Boot a cloud image; changes stay in the image:
+    edgevmm run debian-12.qcow2
+  The same, but leave the image as it is, log in by SSH (ssh -p 2222 debian@localhost):
+    edgevmm run --snapshot --ssh-key ~/.ssh/id_ed25519.pub -p 2222:22 debian-12.qcow2
+  In the background, with a name:
+    edgevmm run --detach --name web --memory 2G --cpus 4 web.qcow2
+    edgevmm console web
+    edgevmm stop web
+  A second disk, read-only; a tap in place of the user network:
+    edgevmm run os.qcow2 --disk data.img,ro,serial=data --net tap=tap0
+  A qcow2 with a backing file, which must be named:
+    edgevmm run --disk overlay.qcow2,backing=base.qcow2
+  A kernel directly:
+    edgevmm run --kernel vmlinux --initrd initrd.img --cmdline 'console=ttyS0' --net none
+  From a file; `edgevmm run --dry-run ...` writes one:
+    edgevmm run --config web.yaml
+
+Keys on the terminal: Ctrl-A x presses the power button (twice: ends the machine by force),
+Ctrl-A h shows help. Exit codes: see `edgevmm --help`.";
+
+const CONSOLE_KEYS: &str = "\
+Keys: Ctrl-A x detaches, Ctrl-A h shows help, Ctrl-A Ctrl-A types Ctrl-A.";

@@ -1,0 +1,129 @@
+//! How this program ends: exit codes and messages of failures.
+
+use std::fmt;
+use std::process::ExitCode;
+
+use edgevmm_api::{ExitReason, ExitRecord};
+use serde::{Deserialize, Serialize};
+
+/// Exit code of a failure of the VMM or the host.
+const HOST: u8 = 1;
+/// Exit code of wrong usage, as clap has it too.
+const USAGE: u8 = 2;
+
+/// What a command comes to.
+pub type Outcome = Result<ExitCode, Failure>;
+
+/// A failure to tell the user about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    code: u8,
+    message: String,
+    hint: Option<String>,
+}
+
+impl Failure {
+    /// The user asked for something wrong.
+    pub fn usage(error: impl Into<anyhow::Error>) -> Self {
+        Self {
+            code: USAGE,
+            message: chain(&error.into()),
+            hint: None,
+        }
+    }
+
+    /// The VMM or the host failed.
+    pub fn host(error: impl Into<anyhow::Error>) -> Self {
+        Self {
+            code: HOST,
+            message: chain(&error.into()),
+            hint: None,
+        }
+    }
+
+    /// Adds what the user can do.
+    #[must_use]
+    pub fn hint(self, hint: impl Into<String>) -> Self {
+        Self {
+            hint: Some(hint.into()),
+            ..self
+        }
+    }
+
+    /// The exit code.
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(self.code)
+    }
+}
+
+/// The message with its causes, on one line.
+fn chain(error: &anyhow::Error) -> String {
+    format!("{error:#}").replace('\n', " ")
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::host(error)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "edgevmm: {}", self.message)?;
+        self.hint
+            .iter()
+            .try_for_each(|hint| write!(f, "\nhint: {hint}"))
+    }
+}
+
+/// The exit code for a guest that ended so.
+pub fn code(reason: ExitReason) -> ExitCode {
+    ExitCode::from(match reason {
+        ExitReason::PowerOff => 0,
+        ExitReason::VmmError => HOST,
+        ExitReason::GuestCrash => 3,
+        ExitReason::Killed | ExitReason::StopTimeout => 4,
+    })
+}
+
+/// A few words on how a guest ended.
+pub const fn words(reason: ExitReason) -> &'static str {
+    match reason {
+        ExitReason::PowerOff => "powered off",
+        ExitReason::Killed => "killed",
+        ExitReason::StopTimeout => "killed as it did not power off in time",
+        ExitReason::GuestCrash => "crashed",
+        ExitReason::VmmError => "failed",
+    }
+}
+
+/// Tells on standard error how a guest ended, unless it powered off, and gives the exit code.
+pub fn report(name: &str, record: &ExitRecord) -> ExitCode {
+    if record.reason != ExitReason::PowerOff {
+        let detail = if record.message.is_empty() { "" } else { ": " };
+        eprintln!(
+            "edgevmm: {name} {}{detail}{}",
+            words(record.reason),
+            record.message
+        );
+    }
+    code(record.reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn failures_are_a_line_and_a_hint() {
+        let error = anyhow!("why").context("what");
+        let failure = Failure::usage(error);
+        assert_eq!(failure.to_string(), "edgevmm: what: why");
+        assert_eq!(
+            failure.hint("do").to_string(),
+            "edgevmm: what: why\nhint: do"
+        );
+    }
+}

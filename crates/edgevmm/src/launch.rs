@@ -1,0 +1,178 @@
+//! Running a machine in this process, with the console on the terminal if it is to be there.
+
+use std::io::{self, Read};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use edgevmm_api::{MachineClaim, RuntimeDir, RuntimeDirError};
+use edgevmm_config::{ConsoleOutput, VmConfig};
+use edgevmm_vmm::console::ends;
+use edgevmm_vmm::lifecycle::Handle;
+use edgevmm_vmm::{Started, VmmError};
+
+use crate::doctor;
+use crate::escape::{Escape, Typed};
+use crate::exit::{self, Failure, Outcome};
+use crate::resolve::default_name;
+use crate::term::{self, RawMode, Stream};
+
+/// How long the last output may take to go out when the guest has ended.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// Takes the machine's name, and writes it into the configuration.
+///
+/// # Errors
+///
+/// When the name is taken or no folder can be made.
+pub fn claim(vm: &mut VmConfig) -> Result<MachineClaim, Failure> {
+    doctor::warn_of_software_backend();
+    let runtime = RuntimeDir::from_env().map_err(Failure::host)?;
+    let claim = match &vm.name {
+        Some(name) => runtime.claim(name),
+        None => runtime.claim_unique(&default_name(vm)),
+    };
+    let claim = claim.map_err(|error| match error {
+        RuntimeDirError::NameInUse { .. } | RuntimeDirError::Name(_) => Failure::usage(error),
+        error => Failure::host(error),
+    })?;
+    vm.name = Some(claim.dir().name().to_owned());
+    Ok(claim)
+}
+
+/// Runs a machine to its end in the foreground. Nothing of it is left then.
+///
+/// # Errors
+///
+/// When it can't be started.
+pub fn foreground(mut vm: VmConfig) -> Outcome {
+    let claim = claim(&mut vm)?;
+    let result = run_on_terminal(&vm, &claim);
+    let name = claim.dir().name().to_owned();
+    if let Err(error) = claim.remove() {
+        tracing::warn!("{:#}", anyhow::Error::from(error));
+    }
+    Ok(exit::report(&name, &result.map_err(failure)?))
+}
+
+/// The failure of a VMM.
+pub fn failure(error: VmmError) -> Failure {
+    Failure::host(error).hint("`edgevmm doctor` checks what this host has and lacks")
+}
+
+fn run_on_terminal(
+    vm: &VmConfig,
+    claim: &MachineClaim,
+) -> Result<edgevmm_api::ExitRecord, VmmError> {
+    let mut terminal = None;
+    let result = edgevmm_vmm::run(vm, claim, |started| {
+        if let Some(path) = &started.console_pty {
+            term::notice(&format!("the console is at {}", path.display()));
+        }
+        if vm.console.output == ConsoleOutput::Stdio {
+            terminal = Some(Terminal::attach(started)?);
+        }
+        Ok(())
+    });
+    if let Some(terminal) = terminal {
+        terminal.detach();
+    }
+    result
+}
+
+/// The user's side of the console.
+#[derive(Debug)]
+struct Terminal {
+    raw: Option<RawMode>,
+    output: JoinHandle<()>,
+}
+
+impl Terminal {
+    fn attach(started: Started) -> io::Result<Self> {
+        let Started {
+            handle, console, ..
+        } = started;
+        let stdin = Stream::stdin();
+        let raw = RawMode::enter()?;
+        let output = ends::copy_output(&console, Stream::stdout()?).map_err(io::Error::other)?;
+        // A service may be started with standard input closed.
+        if let Ok(stdin) = stdin {
+            if raw.is_some() {
+                term::notice("Ctrl-A x powers the machine off, Ctrl-A h shows help");
+                let keyboard = Keyboard::new(stdin, handle);
+                ends::copy_input(&console, keyboard).map_err(io::Error::other)?;
+            } else {
+                ends::copy_input(&console, stdin).map_err(io::Error::other)?;
+            }
+        }
+        Ok(Self { raw, output })
+    }
+
+    /// Lets the last output go out, unless nobody takes it, and gives the terminal back.
+    fn detach(self) {
+        let deadline = Instant::now() + DRAIN;
+        while !self.output.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        drop(self.raw);
+    }
+}
+
+/// A terminal's input without the commands in it, which it carries out.
+#[derive(Debug)]
+struct Keyboard {
+    stdin: Stream,
+    handle: Handle,
+    escape: Escape,
+    quits: u32,
+    /// Bytes that didn't fit the last reader's buffer.
+    rest: Vec<u8>,
+}
+
+const HELP: &str = "Ctrl-A x: press the power button; again: end the machine by force. \
+                    Ctrl-A Ctrl-A: type Ctrl-A";
+
+impl Keyboard {
+    fn new(stdin: Stream, handle: Handle) -> Self {
+        Self {
+            stdin,
+            handle,
+            escape: Escape::default(),
+            quits: 0,
+            rest: Vec::new(),
+        }
+    }
+
+    fn quit(&mut self) {
+        self.quits += 1;
+        if self.quits == 1 {
+            term::notice("pressing the power button; Ctrl-A x again ends the machine by force");
+            self.handle.request_stop(None);
+        } else {
+            self.handle.request_kill();
+        }
+    }
+}
+
+impl Read for Keyboard {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.rest.is_empty() {
+            let mut bytes = [0; 256];
+            let length = self.stdin.read(&mut bytes)?;
+            if length == 0 {
+                return Ok(0);
+            }
+            for typed in self.escape.feed(bytes.get(..length).unwrap_or_default()) {
+                match typed {
+                    Typed::Input(input) => self.rest.extend(input),
+                    Typed::Quit => self.quit(),
+                    Typed::Help => term::notice(HELP),
+                }
+            }
+        }
+        let length = self.rest.len().min(buffer.len());
+        for (to, from) in buffer.iter_mut().zip(self.rest.drain(..length)) {
+            *to = from;
+        }
+        Ok(length)
+    }
+}

@@ -1,0 +1,266 @@
+//! Commands on machines that are there: through their API, and through their folders when they
+//! have ended.
+
+mod list;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::anyhow;
+use edgevmm_api::v1::{
+    KillRequest, PauseRequest, ResetRequest, ResumeRequest, StopRequest, WaitRequest,
+};
+use edgevmm_api::{Client, ExitRecord, MachineDir, RuntimeDir, RuntimeDirError};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tonic::{Code, Status};
+
+use crate::cli::{RmArgs, StopArgs};
+use crate::exit::{self, Failure, Outcome};
+
+pub use list::{inspect, ps};
+
+/// How long a living VMM may take to answer.
+const ANSWER: Duration = Duration::from_secs(5);
+/// How long an ended VMM may take to leave.
+const LEAVE: Duration = Duration::from_secs(5);
+/// How often is looked whether it has.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Finds a machine, living or ended.
+fn open(name: &str) -> Result<MachineDir, Failure> {
+    let runtime = RuntimeDir::from_env().map_err(Failure::host)?;
+    runtime.open(name).map_err(|error| match error {
+        RuntimeDirError::NotFound { .. } | RuntimeDirError::Name(_) => Failure::usage(error),
+        error => Failure::host(error),
+    })
+}
+
+/// Connects to a living machine.
+///
+/// # Errors
+///
+/// When it isn't there, has ended or doesn't answer.
+pub async fn connect(name: &str) -> Result<(MachineDir, Client), Failure> {
+    let dir = open(name)?;
+    if !dir.is_alive().map_err(Failure::host)? {
+        return Err(
+            Failure::usage(anyhow!("Machine {name} has ended")).hint(format!(
+                "`edgevmm inspect {name}` tells how, `edgevmm rm {name}` removes it"
+            )),
+        );
+    }
+    let client = tokio::time::timeout(ANSWER, edgevmm_api::connect(&dir.socket())).await;
+    let no_answer = || Failure::host(anyhow!("Machine {name} does not answer"));
+    let hint = format!("it may still be starting; `edgevmm kill {name}` ends it");
+    match client {
+        Ok(Ok(client)) => Ok((dir, client)),
+        Ok(Err(error)) => Err(Failure::host(error).hint(hint)),
+        Err(_) => Err(no_answer().hint(hint)),
+    }
+}
+
+/// Makes a failure of a refused call.
+fn refused(action: &str, name: &str, status: &Status) -> Failure {
+    Failure::host(anyhow!("Can't {action} {name}: {}", status.message()))
+}
+
+/// Does something to each of some machines, all of them also when one fails.
+async fn for_each<F>(names: &[String], mut action: impl FnMut(String) -> F) -> Outcome
+where
+    F: Future<Output = Outcome>,
+{
+    let mut code = ExitCode::SUCCESS;
+    for name in names {
+        match action(name.clone()).await {
+            Ok(ExitCode::SUCCESS) => println!("{name}"),
+            Ok(other) => code = other,
+            Err(failure) => {
+                eprintln!("{failure}");
+                code = failure.exit_code();
+            }
+        }
+    }
+    Ok(code)
+}
+
+/// Implements a command that is one call.
+macro_rules! call {
+    ($(#[$doc:meta])* $command:ident, $request:expr) => {
+        $(#[$doc])*
+        pub async fn $command(names: &[String]) -> Outcome {
+            for_each(names, async |name| {
+                let (_, mut client) = connect(&name).await?;
+                let answer = client.$command($request).await;
+                answer.map_err(|status| refused(stringify!($command), &name, &status))?;
+                Ok(ExitCode::SUCCESS)
+            })
+            .await
+        }
+    };
+}
+
+call!(
+    /// Halts vCPUs.
+    pause, PauseRequest {}
+);
+call!(
+    /// Lets vCPUs go on.
+    resume, ResumeRequest {}
+);
+call!(
+    /// Resets machines.
+    reset, ResetRequest {}
+);
+
+/// Presses power buttons and waits for the ends.
+///
+/// # Errors
+///
+/// Tells failures as they come; the exit code is that of the last.
+pub async fn stop(args: &StopArgs) -> Outcome {
+    for_each(&args.names, async |name| {
+        let (dir, mut client) = connect(&name).await?;
+        let timeout = args
+            .timeout
+            .map(|seconds| Duration::from_secs(seconds.into()));
+        let timeout = timeout.and_then(|timeout| timeout.try_into().ok());
+        let answer = client.stop(StopRequest { timeout }).await;
+        answer.map_err(|status| refused("stop", &name, &status))?;
+        let record = ended(&dir, &mut client).await?;
+        Ok(exit::report(&name, &record))
+    })
+    .await
+}
+
+/// Ends machines by force; by a signal to the VMM when it doesn't answer.
+///
+/// # Errors
+///
+/// Tells failures as they come; the exit code is that of the last.
+pub async fn kill_all(names: &[String]) -> Outcome {
+    for_each(names, async |name| {
+        force_end(&name).await?;
+        Ok(ExitCode::SUCCESS)
+    })
+    .await
+}
+
+async fn force_end(name: &str) -> Result<(), Failure> {
+    let dir = open(name)?;
+    let asked = match connect(name).await {
+        Ok((_, mut client)) => {
+            let answer = tokio::time::timeout(ANSWER, client.kill(KillRequest {})).await;
+            matches!(answer, Ok(Ok(_)))
+        }
+        Err(failure) if !dir.is_alive().map_err(Failure::host)? => return Err(failure),
+        Err(_) => false,
+    };
+    if asked && left(&dir).await? {
+        return Ok(());
+    }
+    if let Some(pid) = dir.pid().map_err(Failure::host)? {
+        tracing::info!(pid, "The VMM does not answer, so it gets SIGKILL");
+        kill(Pid::from_raw(pid), Signal::SIGKILL)
+            .map_err(|error| Failure::host(anyhow!("Can't kill the VMM of {name}: {error}")))?;
+    }
+    if left(&dir).await? {
+        Ok(())
+    } else {
+        Err(Failure::host(anyhow!("The VMM of {name} stays")))
+    }
+}
+
+/// Waits until the VMM has left. False when it takes too long.
+async fn left(dir: &MachineDir) -> Result<bool, Failure> {
+    for _ in 0..LEAVE.as_millis() / POLL.as_millis() {
+        if !dir.is_alive().map_err(Failure::host)? {
+            return Ok(true);
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(false)
+}
+
+/// Waits for the end of a machine and of its VMM.
+async fn ended(dir: &MachineDir, client: &mut Client) -> Result<ExitRecord, Failure> {
+    let record = match client.wait(WaitRequest {}).await {
+        Ok(answer) => answer.into_inner().exit.map(ExitRecord::from),
+        // The VMM may leave before its answer comes through.
+        Err(status)
+            if matches!(
+                status.code(),
+                Code::Unavailable | Code::Unknown | Code::Cancelled
+            ) =>
+        {
+            None
+        }
+        Err(status) => return Err(refused("wait for", dir.name(), &status)),
+    };
+    left(dir).await?;
+    let record = record.or_else(|| dir.exit().ok().flatten());
+    record.ok_or_else(|| lost(dir.name()))
+}
+
+/// The failure of a VMM that left no word.
+fn lost(name: &str) -> Failure {
+    Failure::host(anyhow!("The VMM of {name} died without a word"))
+        .hint(format!("`edgevmm logs {name}` shows its last messages"))
+}
+
+/// Waits for the end of a machine and gives the exit code for it.
+///
+/// # Errors
+///
+/// When there is no machine, or nobody knows how it ended.
+pub async fn wait(name: &str) -> Outcome {
+    let dir = open(name)?;
+    let record = if dir.is_alive().map_err(Failure::host)? {
+        let (dir, mut client) = connect(name).await?;
+        ended(&dir, &mut client).await?
+    } else {
+        dir.exit()
+            .map_err(Failure::host)?
+            .ok_or_else(|| lost(name))?
+    };
+    println!("{}", exit::words(record.reason));
+    Ok(exit::code(record.reason))
+}
+
+/// Removes what ended machines left.
+///
+/// # Errors
+///
+/// Tells failures as they come; the exit code is that of the last.
+pub async fn rm(args: &RmArgs) -> Outcome {
+    for_each(&args.names, async |name| {
+        let dir = open(&name)?;
+        if args.force && dir.is_alive().map_err(Failure::host)? {
+            force_end(&name).await?;
+        }
+        match dir.remove() {
+            // A machine in the foreground removes its folder itself.
+            Ok(()) | Err(RuntimeDirError::NotFound { .. }) => Ok(ExitCode::SUCCESS),
+            Err(error) => Err(Failure::usage(error)),
+        }
+    })
+    .await
+}
+
+/// Shows the messages of a detached VMM.
+///
+/// # Errors
+///
+/// When there are none.
+pub fn logs(name: &str) -> Outcome {
+    let dir = open(name)?;
+    match std::fs::File::open(dir.log()) {
+        Ok(mut log) => {
+            let copied = std::io::copy(&mut log, &mut std::io::stdout());
+            copied.map_err(|error| Failure::host(anyhow!(error).context("Can't copy the log")))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(_) => Err(Failure::usage(anyhow!("Machine {name} has no log"))
+            .hint("only machines that were started with --detach have one")),
+    }
+}
