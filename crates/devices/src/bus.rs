@@ -19,6 +19,26 @@ pub trait BusDevice: Send {
     fn write(&mut self, offset: u64, data: &[u8]);
 }
 
+/// A device on a [`Bus`] that takes the locks it needs itself, so that several vCPUs may be in it.
+pub trait ConcurrentBusDevice: Send + Sync {
+    /// As [`BusDevice::read`].
+    fn read(&self, offset: u64, data: &mut [u8]);
+
+    /// As [`BusDevice::write`].
+    fn write(&self, offset: u64, data: &[u8]);
+}
+
+/// One vCPU at a time is in a device behind a lock.
+impl<T: BusDevice> ConcurrentBusDevice for Mutex<T> {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        lock(self).read(offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        lock(self).write(offset, data);
+    }
+}
+
 /// A device that a bus and others (reset, state, interrupts) share.
 pub type Shared<T> = Arc<Mutex<T>>;
 
@@ -55,7 +75,7 @@ pub enum BusError {
 
 struct Entry {
     len: u64,
-    device: Arc<Mutex<dyn BusDevice>>,
+    device: Arc<dyn ConcurrentBusDevice>,
 }
 
 /// An address space of devices. Built before the vCPUs run and fixed from then on.
@@ -81,7 +101,7 @@ impl Bus {
         &mut self,
         base: u64,
         len: u64,
-        device: Arc<Mutex<dyn BusDevice>>,
+        device: Arc<dyn ConcurrentBusDevice>,
     ) -> Result<(), BusError> {
         let end = match base.checked_add(len) {
             Some(end) if len > 0 => end,
@@ -102,7 +122,7 @@ impl Bus {
         data.fill(0xff);
         match self.find(address, data.len()) {
             Some((offset, device)) => {
-                lock(device).read(offset, data);
+                device.read(offset, data);
                 true
             }
             None => false,
@@ -115,14 +135,14 @@ impl Bus {
     pub fn write(&self, address: u64, data: &[u8]) -> bool {
         match self.find(address, data.len()) {
             Some((offset, device)) => {
-                lock(device).write(offset, data);
+                device.write(offset, data);
                 true
             }
             None => false,
         }
     }
 
-    fn find(&self, address: u64, len: usize) -> Option<(u64, &Mutex<dyn BusDevice>)> {
+    fn find(&self, address: u64, len: usize) -> Option<(u64, &dyn ConcurrentBusDevice)> {
         let (base, entry) = self.entries.range(..=address).next_back()?;
         let offset = address - base;
         let end = offset.checked_add(u64::try_from(len).ok()?)?;

@@ -46,8 +46,15 @@ impl DeviceThread {
                 }
             }
         };
-        let thread = Builder::new().name("devices".into()).stack_size(STACK).spawn(body)?;
-        Ok(DeviceThread { endpoint, stop, thread: Some(thread) })
+        let thread = Builder::new()
+            .name("devices".into())
+            .stack_size(STACK)
+            .spawn(body)?;
+        Ok(DeviceThread {
+            endpoint,
+            stop,
+            thread: Some(thread),
+        })
     }
 
     /// The way for devices to reach the thread.

@@ -48,6 +48,8 @@ pub const COM1_PORT: u16 = 0x3f8;
 pub const COM1_IRQ: u32 = 4;
 /// PS/2 controller data port; its command port is at +4.
 pub const I8042_PORT: u16 = 0x60;
+/// System control port A: fast A20 gate and fast reset.
+pub const CONTROL_PORT_A: u16 = 0x92;
 /// CMOS index port; data at +1.
 pub const CMOS_PORT: u16 = 0x70;
 /// Interrupt line of the real-time clock.
@@ -64,8 +66,9 @@ pub const RESET_PORT: u16 = 0xcf9;
 pub const ACPI_PM_PORT: u16 = 0x600;
 /// Interrupt line of ACPI events.
 pub const SCI_IRQ: u32 = 9;
-/// Interrupt lines of the PCI pins: pin p of slot s is on `PCI_IRQS[(s + p) % 2]`.
-/// ISA lines that both PIC and I/O APIC have, so guests without APIC work as well.
-pub const PCI_IRQS: [u32; 2] = [10, 11];
+/// Interrupt lines of the PCI pins: pin p of slot s is on `PCI_IRQS[(s + p) % 4]`, which is what
+/// SeaBIOS writes into the functions of a q35. ISA lines that both PIC and I/O APIC have, so guests
+/// without APIC work as well.
+pub const PCI_IRQS: [u32; 4] = [10, 10, 11, 11];
 /// Number of slots on the only PCI bus.
 pub const PCI_SLOTS: u8 = 32;

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use edgevmm_api::{ExitReason, ExitRecord, MachineClaim};
 use edgevmm_config::VmConfig;
+use edgevmm_devices::virtio::console::Resizer;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -58,6 +59,8 @@ pub struct Started {
     pub handle: Handle,
     /// Its console.
     pub console: Arc<ConsoleHub>,
+    /// Tells the guest the size of the console's terminal, if its device can.
+    pub resizer: Option<Resizer>,
     /// The pseudo-terminal of its console, if it has one.
     pub console_pty: Option<PathBuf>,
 }
@@ -94,6 +97,7 @@ async fn live(
     let machine = Machine::build(config, &mailbox)?;
     let console = Arc::clone(machine.console());
     let console_pty = machine.console_pty();
+    let resizer = machine.console_resizer();
     let config_json = serde_json::to_string(config).unwrap_or_default();
     claim.write_config(&config_json)?;
     let socket = Socket::bind(&claim.dir().socket())?;
@@ -105,11 +109,16 @@ async fn live(
         config_json,
         console_pty: console_pty.clone(),
     };
-    let service = Service::new(handle.clone(), facts, Arc::clone(&console));
+    let service = Service::new(handle.clone(), facts, Arc::clone(&console), resizer.clone());
     let (ended, shutdown) = watch::channel(false);
     let server = tokio::spawn(socket.serve(service, shutdown));
     let signals = tokio::spawn(obey_signals(handle.clone()));
-    let started = Started { handle, console: Arc::clone(&console), console_pty };
+    let started = Started {
+        handle,
+        console: Arc::clone(&console),
+        resizer,
+        console_pty,
+    };
     announce(started).map_err(VmmError::Announce)?;
 
     let record = life.run().await;
@@ -129,7 +138,11 @@ async fn live(
 
 /// Turns the signals that ask a process to end into a stop, then a kill.
 async fn obey_signals(handle: Handle) {
-    let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
+    let kinds = [
+        SignalKind::terminate(),
+        SignalKind::interrupt(),
+        SignalKind::hangup(),
+    ];
     let [Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)] = kinds.map(signal) else {
         tracing::warn!("Signals can't be received: use the API to stop this machine");
         return;

@@ -142,7 +142,9 @@ impl Handle {
 
     async fn ask<T>(&self, event: impl FnOnce(Reply<T>) -> Event) -> Result<T, RequestError> {
         let (reply, answer) = oneshot::channel();
-        self.events.send(event(reply)).map_err(|_| RequestError::Gone)?;
+        self.events
+            .send(event(reply))
+            .map_err(|_| RequestError::Gone)?;
         answer.await.map_err(|_| RequestError::Gone)?
     }
 }
@@ -212,9 +214,17 @@ impl Life {
             since: Instant::now(),
             exit: None,
         });
-        let handle = Handle { events: mailbox.sender, status: watcher };
-        let life =
-            Life { machine, events: mailbox.receiver, status, stop_timeout, deadline: None };
+        let handle = Handle {
+            events: mailbox.sender,
+            status: watcher,
+        };
+        let life = Life {
+            machine,
+            events: mailbox.receiver,
+            status,
+            stop_timeout,
+            deadline: None,
+        };
         (life, handle)
     }
 
@@ -349,7 +359,9 @@ impl Life {
     }
 
     fn deadline_passed(&mut self) -> Next {
-        let Some((end, press)) = &mut self.deadline else { return Next::Go };
+        let Some((end, press)) = &mut self.deadline else {
+            return Next::Go;
+        };
         let now = Instant::now();
         if now >= *end {
             let message = "The guest did not power off in time";

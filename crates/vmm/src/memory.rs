@@ -58,8 +58,11 @@ pub fn ram_ranges(size: u64) -> Vec<(u64, u64)> {
 /// # Errors
 /// Fails when the host can't give that much, in the form asked for.
 pub fn create(size: u64, hugepages: bool) -> Result<Arc<GuestMemory>, MemoryError> {
-    let memfd = reserve(size, hugepages)
-        .map_err(|source| MemoryError::Reserve { size, hugepages, source })?;
+    let memfd = reserve(size, hugepages).map_err(|source| MemoryError::Reserve {
+        size,
+        hugepages,
+        source,
+    })?;
     let file = Arc::new(File::from(memfd));
     let mut offset = 0;
     let mut regions = Vec::new();
@@ -76,7 +79,9 @@ pub fn create(size: u64, hugepages: bool) -> Result<Arc<GuestMemory>, MemoryErro
         regions.push(region);
         offset += len;
     }
-    Ok(Arc::new(GuestMemory::from_regions(regions).map_err(MemoryError::Layout)?))
+    Ok(Arc::new(
+        GuestMemory::from_regions(regions).map_err(MemoryError::Layout)?,
+    ))
 }
 
 fn reserve(size: u64, hugepages: bool) -> Result<OwnedFd, Errno> {
@@ -103,7 +108,10 @@ mod tests {
     #[test]
     fn ram_goes_around_the_hole() {
         assert_eq!(ram_ranges(512 << 20), [(0, 512 << 20)]);
-        assert_eq!(ram_ranges(5 << 30), [(0, LOW_RAM_END), (HIGH_RAM_START, (5 << 30) - LOW_RAM_END)]);
+        assert_eq!(
+            ram_ranges(5 << 30),
+            [(0, LOW_RAM_END), (HIGH_RAM_START, (5 << 30) - LOW_RAM_END)]
+        );
         assert_eq!(ram_ranges(LOW_RAM_END), [(0, LOW_RAM_END)]);
     }
 
@@ -111,8 +119,13 @@ mod tests {
     fn both_parts_are_memory_and_the_hole_is_not() {
         let memory = create(5 << 30, false).unwrap();
         for address in [0, LOW_RAM_END - 8, HIGH_RAM_START] {
-            memory.write_obj(0x1234_5678_u64, GuestAddress(address)).unwrap();
-            assert_eq!(memory.read_obj::<u64>(GuestAddress(address)).unwrap(), 0x1234_5678);
+            memory
+                .write_obj(0x1234_5678_u64, GuestAddress(address))
+                .unwrap();
+            assert_eq!(
+                memory.read_obj::<u64>(GuestAddress(address)).unwrap(),
+                0x1234_5678
+            );
         }
         assert!(!memory.address_in_range(GuestAddress(LOW_RAM_END)));
     }

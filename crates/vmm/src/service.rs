@@ -10,6 +10,7 @@ use edgevmm_api::v1::machine_server::{Machine as MachineApi, MachineServer};
 use edgevmm_api::v1::{
     self, ConsoleAccess, ConsoleRequest, ConsoleResponse, console_request, console_response,
 };
+use edgevmm_devices::virtio::console::{Resizer, TerminalSize};
 use tokio::net::UnixListener;
 use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 use tokio_stream::Stream;
@@ -55,7 +56,10 @@ impl Socket {
     /// # Errors
     /// Fails when the folder is not writable or the path too long.
     pub fn bind(path: &Path) -> Result<Socket, ServeError> {
-        let error = |source| ServeError { path: path.to_path_buf(), source };
+        let error = |source| ServeError {
+            path: path.to_path_buf(),
+            source,
+        };
         let listener = StdListener::bind(path).map_err(error)?;
         listener.set_nonblocking(true).map_err(error)?;
         UnixListener::from_std(listener).map(Socket).map_err(error)
@@ -93,15 +97,29 @@ pub struct Service {
     handle: Handle,
     facts: Facts,
     console: Arc<ConsoleHub>,
+    resizer: Option<Resizer>,
     writers: Writers,
 }
 
 impl Service {
     /// The API of the machine behind `handle`.
-    pub fn new(handle: Handle, facts: Facts, console: Arc<ConsoleHub>) -> Service {
-        let writers =
-            Writers { epoch: watch::Sender::new(0), exclusive: AsyncMutex::default() };
-        Service { handle, facts, console, writers }
+    pub fn new(
+        handle: Handle,
+        facts: Facts,
+        console: Arc<ConsoleHub>,
+        resizer: Option<Resizer>,
+    ) -> Service {
+        let writers = Writers {
+            epoch: watch::Sender::new(0),
+            exclusive: AsyncMutex::default(),
+        };
+        Service {
+            handle,
+            facts,
+            console,
+            resizer,
+            writers,
+        }
     }
 
     /// Admits a console client that can write. Gives its hold on exclusivity, if it asked.
@@ -163,11 +181,19 @@ impl MachineApi for Service {
         _: Request<v1::InspectRequest>,
     ) -> Result<Response<v1::InspectResponse>, Status> {
         let status = self.handle.status();
-        let pty = self.facts.console_pty.as_ref().map(|p| p.display().to_string());
+        let pty = self
+            .facts
+            .console_pty
+            .as_ref()
+            .map(|p| p.display().to_string());
         Ok(Response::new(v1::InspectResponse {
             name: self.facts.name.clone(),
             state: state(status.phase).into(),
-            reason: status.exit.as_ref().map(|exit| exit.message.clone()).unwrap_or_default(),
+            reason: status
+                .exit
+                .as_ref()
+                .map(|exit| exit.message.clone())
+                .unwrap_or_default(),
             pid: std::process::id(),
             start_time: Some(status.started.into()),
             uptime: status.since.elapsed().try_into().ok(),
@@ -206,11 +232,17 @@ impl MachineApi for Service {
         &self,
         request: Request<v1::StopRequest>,
     ) -> Result<Response<v1::StopResponse>, Status> {
-        let timeout = request.into_inner().timeout.map(Duration::try_from).transpose();
+        let timeout = request
+            .into_inner()
+            .timeout
+            .map(Duration::try_from)
+            .transpose();
         let timeout =
             timeout.map_err(|_| Status::invalid_argument("the timeout can't be negative"))?;
         let timeout = self.handle.stop(timeout).await.map_err(|e| refused(&e))?;
-        Ok(Response::new(v1::StopResponse { timeout: timeout.try_into().ok() }))
+        Ok(Response::new(v1::StopResponse {
+            timeout: timeout.try_into().ok(),
+        }))
     }
 
     async fn kill(
@@ -226,7 +258,9 @@ impl MachineApi for Service {
         _: Request<v1::WaitRequest>,
     ) -> Result<Response<v1::WaitResponse>, Status> {
         let exit = self.handle.clone().ended().await;
-        Ok(Response::new(v1::WaitResponse { exit: exit.map(Into::into) }))
+        Ok(Response::new(v1::WaitResponse {
+            exit: exit.map(Into::into),
+        }))
     }
 
     async fn console(
@@ -236,7 +270,9 @@ impl MachineApi for Service {
         let mut requests = request.into_inner();
         let first = requests.message().await?.and_then(|request| request.kind);
         let Some(console_request::Kind::Open(open)) = first else {
-            return Err(Status::invalid_argument("the first message must open the console"));
+            return Err(Status::invalid_argument(
+                "the first message must open the console",
+            ));
         };
         let access = open.access();
         let exclusive = self.admit(access).await?;
@@ -245,7 +281,11 @@ impl MachineApi for Service {
         let history = open.history.unwrap_or(HISTORY as u64);
         let (sender, receiver) = mpsc::channel(CONSOLE_QUEUE);
         let output = send_output(self.console.reader(history), sender.clone());
-        let input = take_input(requests, Arc::clone(&self.console), access);
+        let resizer = self.resizer.clone();
+        if let Some(size) = open.size {
+            resize(resizer.as_ref(), size);
+        }
+        let input = take_input(requests, Arc::clone(&self.console), resizer, access);
         tokio::spawn(async move {
             let _exclusive = exclusive;
             let taken_over = async {
@@ -290,7 +330,11 @@ async fn send_output(
             console_response::Kind::Output(bytes)
         });
         for kind in parts {
-            if sender.send(Ok(ConsoleResponse { kind: Some(kind) })).await.is_err() {
+            if sender
+                .send(Ok(ConsoleResponse { kind: Some(kind) }))
+                .await
+                .is_err()
+            {
                 return;
             }
         }
@@ -301,6 +345,7 @@ async fn send_output(
 async fn take_input(
     mut requests: Streaming<ConsoleRequest>,
     console: Arc<ConsoleHub>,
+    resizer: Option<Resizer>,
     access: ConsoleAccess,
 ) -> Option<Status> {
     loop {
@@ -312,15 +357,26 @@ async fn take_input(
         };
         match request.kind {
             Some(console_request::Kind::Input(_)) if access == ConsoleAccess::ReadOnly => {
-                return Some(Status::permission_denied("the console is attached read-only"));
+                return Some(Status::permission_denied(
+                    "the console is attached read-only",
+                ));
             }
             Some(console_request::Kind::Input(bytes)) => type_in(&console, &bytes).await,
-            // A serial port has no size to tell.
-            Some(console_request::Kind::Resize(_)) | None => {}
+            Some(console_request::Kind::Resize(size)) => resize(resizer.as_ref(), size),
+            None => {}
             Some(console_request::Kind::Open(_)) => {
                 return Some(Status::invalid_argument("the console is open already"));
             }
         }
+    }
+}
+
+/// Tells the guest the size of a client's terminal. A serial port has no way to.
+fn resize(resizer: Option<&Resizer>, size: v1::TerminalSize) {
+    let clamp = |value| u16::try_from(value).unwrap_or(u16::MAX);
+    if let Some(resizer) = resizer {
+        let (columns, rows) = (clamp(size.columns), clamp(size.rows));
+        resizer.resize(TerminalSize { columns, rows });
     }
 }
 

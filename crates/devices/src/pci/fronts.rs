@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::PciHost;
-use crate::bus::BusDevice;
+use crate::bus::{BusDevice, ConcurrentBusDevice};
 use crate::platform::{MachineControl, MachineRequest};
 
 /// The data port's offset from the address port.
@@ -65,6 +65,28 @@ impl BusDevice for PciConfigPorts {
     }
 }
 
+/// The reset control register alone, at 0xcf9, for a machine whose configuration space is reached
+/// by ECAM only.
+#[derive(Debug)]
+pub struct PciResetPort(PciConfigPorts);
+
+impl PciResetPort {
+    /// The register of `host`; resets are filed with `control`.
+    pub fn new(host: Arc<PciHost>, control: Arc<dyn MachineControl>) -> Self {
+        Self(PciConfigPorts::new(host, control))
+    }
+}
+
+impl BusDevice for PciResetPort {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        self.0.read(offset + RESET_CONTROL, data);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        self.0.write(offset + RESET_CONTROL, data);
+    }
+}
+
 /// Memory-mapped configuration space.
 #[derive(Debug)]
 pub struct PciEcam(Arc<PciHost>);
@@ -76,20 +98,20 @@ impl PciEcam {
     }
 }
 
-impl BusDevice for PciEcam {
-    fn read(&mut self, offset: u64, data: &mut [u8]) {
+impl ConcurrentBusDevice for PciEcam {
+    fn read(&self, offset: u64, data: &mut [u8]) {
         self.0.config_read(offset, data);
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) {
+    fn write(&self, offset: u64, data: &[u8]) {
         self.0.config_write(offset, data);
     }
 }
 
 /// The window of memory BARs, to be put on the bus at [`PciHost::window`].
 ///
-/// A bus locks its device for each access. Where that would let one vCPU that waits for a device
-/// keep the others from all BARs, [`PciHost::window_read`] and [`PciHost::window_write`] serve.
+/// An access takes the lock of the function that decodes it and no other: a vCPU that waits for
+/// one device keeps no other vCPU from another.
 #[derive(Debug)]
 pub struct PciWindow(Arc<PciHost>);
 
@@ -100,13 +122,13 @@ impl PciWindow {
     }
 }
 
-impl BusDevice for PciWindow {
-    fn read(&mut self, offset: u64, data: &mut [u8]) {
+impl ConcurrentBusDevice for PciWindow {
+    fn read(&self, offset: u64, data: &mut [u8]) {
         self.0
             .window_read(self.0.window().start.saturating_add(offset), data);
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) {
+    fn write(&self, offset: u64, data: &[u8]) {
         self.0
             .window_write(self.0.window().start.saturating_add(offset), data);
     }

@@ -22,7 +22,7 @@ pub mod msix;
 #[cfg(test)]
 mod tests;
 
-pub use fronts::{PciConfigPorts, PciEcam, PciWindow};
+pub use fronts::{PciConfigPorts, PciEcam, PciResetPort, PciWindow};
 pub use host::{PciHost, PciHostState, PciSlot};
 
 use std::io;

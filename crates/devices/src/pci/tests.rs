@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::config_memory::{BUS_LEN, FUNCTION_LEN, SLOT_LEN};
 use super::config_space::{ConfigSpace, ConfigSpaceBuilder, Identity};
 use super::*;
-use crate::bus::{BusDevice, shared};
+use crate::bus::{BusDevice, ConcurrentBusDevice, shared};
 use crate::platform::MachineRequest;
 use crate::testing::MockControl;
 

@@ -35,7 +35,11 @@ impl Firmware {
     /// Fails when there is none or it has an impossible size.
     pub fn open(path: Option<&Path>) -> Result<Firmware, BootError> {
         let path = path.map_or_else(|| PathBuf::from(DEFAULT_BIOS), Path::to_path_buf);
-        let read = |source| BootError::Read { what: "BIOS image", path: path.clone(), source };
+        let read = |source| BootError::Read {
+            what: "BIOS image",
+            path: path.clone(),
+            source,
+        };
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
@@ -65,13 +69,19 @@ impl Firmware {
     pub(super) fn load(&self, memory: &GuestMemory) -> Result<Entry, BootError> {
         let start = self.rom.size() - SHADOW;
         let no_room = |_| BootError::NoRoom("BIOS image");
-        let shadow =
-            self.rom.get_slice(start, SHADOW).map_err(|_| BootError::NoRoom("BIOS image"))?;
+        let shadow = self
+            .rom
+            .get_slice(start, SHADOW)
+            .map_err(|_| BootError::NoRoom("BIOS image"))?;
         let mut bytes = [0; 4096];
         for offset in (0..SHADOW).step_by(bytes.len()) {
-            shadow.read_slice(&mut bytes, offset).map_err(|_| BootError::NoRoom("BIOS image"))?;
+            shadow
+                .read_slice(&mut bytes, offset)
+                .map_err(|_| BootError::NoRoom("BIOS image"))?;
             let address = LEGACY_HOLE_END - (SHADOW - offset) as u64;
-            memory.write_slice(&bytes, GuestAddress(address)).map_err(no_room)?;
+            memory
+                .write_slice(&bytes, GuestAddress(address))
+                .map_err(no_room)?;
         }
         Ok(Entry::ResetVector)
     }

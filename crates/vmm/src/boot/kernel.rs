@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 
 use edgevmm_devices::GuestMemory;
 use linux_loader::bootparam::{boot_params, setup_header};
-use linux_loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use linux_loader::loader::elf::PvhBootCapability;
+use linux_loader::loader::elf::start_info::{
+    hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
+};
 use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, ReadVolatile};
 
@@ -69,13 +71,27 @@ impl Source {
     fn open(what: &'static str, path: &Path) -> Result<Source, BootError> {
         let path = path.to_path_buf();
         let file = File::open(&path)
-            .and_then(|f| if f.metadata()?.is_dir() { Err(io::ErrorKind::IsADirectory.into()) } else { Ok(f) })
-            .map_err(|source| BootError::Read { what, path: path.clone(), source })?;
+            .and_then(|f| {
+                if f.metadata()?.is_dir() {
+                    Err(io::ErrorKind::IsADirectory.into())
+                } else {
+                    Ok(f)
+                }
+            })
+            .map_err(|source| BootError::Read {
+                what,
+                path: path.clone(),
+                source,
+            })?;
         Ok(Source { what, path, file })
     }
 
     fn error(&self, source: io::Error) -> BootError {
-        BootError::Read { what: self.what, path: self.path.clone(), source }
+        BootError::Read {
+            what: self.what,
+            path: self.path.clone(),
+            source,
+        }
     }
 }
 
@@ -105,13 +121,30 @@ impl Kernel {
         let mut kernel = Source::open("kernel", kernel)?;
         let kind = kind(&mut kernel.file).map_err(|e| kernel.error(e))?;
         let kind = kind.ok_or_else(|| BootError::UnknownKernel(kernel.path.clone()))?;
-        let initrd = initrd.map(|path| Source::open("initial RAM disk", path)).transpose()?;
+        let initrd = initrd
+            .map(|path| Source::open("initial RAM disk", path))
+            .transpose()?;
         if command_line.len() >= COMMAND_LINE_MAX {
             let len = command_line.len();
-            return Err(BootError::CommandLine { len, max: COMMAND_LINE_MAX - 1 });
+            return Err(BootError::CommandLine {
+                len,
+                max: COMMAND_LINE_MAX - 1,
+            });
         }
-        let KernelTables { memory_map, rsdp, tables } = tables;
-        Ok(Kernel { kernel, kind, initrd, command_line, memory_map, rsdp, tables })
+        let KernelTables {
+            memory_map,
+            rsdp,
+            tables,
+        } = tables;
+        Ok(Kernel {
+            kernel,
+            kind,
+            initrd,
+            command_line,
+            memory_map,
+            rsdp,
+            tables,
+        })
     }
 
     pub(super) fn load(&mut self, memory: &GuestMemory) -> Result<Entry, BootError> {
@@ -143,7 +176,11 @@ impl Kernel {
             ..Default::default()
         };
         if let Some((paddr, size)) = initrd {
-            let module = hvm_modlist_entry { paddr, size, ..Default::default() };
+            let module = hvm_modlist_entry {
+                paddr,
+                size,
+                ..Default::default()
+            };
             write_obj(memory, MODULE_LIST, module)?;
             info.modlist_paddr = MODULE_LIST;
             info.nr_modules = 1;
@@ -155,10 +192,17 @@ impl Kernel {
                 type_: entry.kind as u32,
                 reserved: 0,
             };
-            write_obj(memory, MEMORY_MAP + index * size_of_val(&entry) as u64, entry)?;
+            write_obj(
+                memory,
+                MEMORY_MAP + index * size_of_val(&entry) as u64,
+                entry,
+            )?;
         }
         write_obj(memory, START_INFO, info)?;
-        Ok(Entry::Pvh { entry: entry.0, start_info: START_INFO })
+        Ok(Entry::Pvh {
+            entry: entry.0,
+            start_info: START_INFO,
+        })
     }
 
     fn load_bzimage(&mut self, memory: &GuestMemory) -> Result<Entry, BootError> {
@@ -170,21 +214,32 @@ impl Kernel {
         }
         let max = usize::try_from(header.cmdline_size).unwrap_or(usize::MAX);
         if self.command_line.len() > max {
-            return Err(BootError::CommandLine { len: self.command_line.len(), max });
+            return Err(BootError::CommandLine {
+                len: self.command_line.len(),
+                max,
+            });
         }
         // The kernel unpacks itself over `init_size` bytes from its preferred address on.
-        let unpacked = header.pref_address.saturating_add(u64::from(header.init_size));
+        let unpacked = header
+            .pref_address
+            .saturating_add(u64::from(header.init_size));
         let floor = loaded.kernel_end.max(unpacked);
-        let ceiling = u64::from(header.initrd_addr_max).saturating_add(1).min(LOW_RAM_END);
+        let ceiling = u64::from(header.initrd_addr_max)
+            .saturating_add(1)
+            .min(LOW_RAM_END);
         let initrd = self.load_initrd(memory, floor, ceiling)?;
 
-        let mut params = boot_params { hdr: header, ..Default::default() };
+        let mut params = boot_params {
+            hdr: header,
+            ..Default::default()
+        };
         params.hdr.type_of_loader = LOADER_UNDEFINED;
         params.hdr.loadflags |= LOADED_HIGH;
         params.hdr.cmd_line_ptr = u32::try_from(COMMAND_LINE).unwrap_or(0);
         params.acpi_rsdp_addr = self.rsdp;
         if let Some((address, len)) = initrd {
-            let narrow = |value| u32::try_from(value).map_err(|_| BootError::NoRoom("initial RAM disk"));
+            let narrow =
+                |value| u32::try_from(value).map_err(|_| BootError::NoRoom("initial RAM disk"));
             params.hdr.ramdisk_image = narrow(address)?;
             params.hdr.ramdisk_size = narrow(len)?;
         }
@@ -193,11 +248,14 @@ impl Kernel {
         for (slot, entry) in params.e820_table.iter_mut().zip(&self.memory_map) {
             slot.addr = entry.address;
             slot.size = entry.len;
-            slot.type_ = entry.kind as u32;
+            slot.r#type = entry.kind as u32;
         }
         write_obj(memory, BOOT_PARAMS, params)?;
         let entry = loaded.kernel_load.0 + ENTRY_64;
-        Ok(Entry::Linux64 { entry, boot_params: BOOT_PARAMS })
+        Ok(Entry::Linux64 {
+            entry,
+            boot_params: BOOT_PARAMS,
+        })
     }
 
     fn load_image<L: KernelLoader>(
@@ -206,9 +264,14 @@ impl Kernel {
         at: Option<GuestAddress>,
     ) -> Result<KernelLoaderResult, BootError> {
         let above = Some(GuestAddress(LEGACY_HOLE_END));
-        self.kernel.file.seek(SeekFrom::Start(0)).map_err(|e| self.kernel.error(e))?;
-        L::load(memory, at, &mut self.kernel.file, above)
-            .map_err(|source| BootError::LoadKernel { path: self.kernel.path.clone(), source })
+        self.kernel
+            .file
+            .seek(SeekFrom::Start(0))
+            .map_err(|e| self.kernel.error(e))?;
+        L::load(memory, at, &mut self.kernel.file, above).map_err(|source| BootError::LoadKernel {
+            path: self.kernel.path.clone(),
+            source,
+        })
     }
 
     /// Puts the initial RAM disk as high as it goes in `floor..ceiling`. Gives (address, bytes).
@@ -219,7 +282,9 @@ impl Kernel {
         ceiling: u64,
     ) -> Result<Option<(u64, u64)>, BootError> {
         const PAGE: u64 = 4096;
-        let Some(initrd) = &mut self.initrd else { return Ok(None) };
+        let Some(initrd) = &mut self.initrd else {
+            return Ok(None);
+        };
         let no_room = BootError::NoRoom("initial RAM disk");
         let len = initrd.file.metadata().map_err(|e| initrd.error(e))?.len();
         let low_end = memory
@@ -230,14 +295,28 @@ impl Kernel {
             .max()
             .unwrap_or(0);
         let end = self.memory_map.iter().filter(|e| e.kind == E820Type::Ram);
-        let end = end.map(|e| e.address + e.len).filter(|end| *end <= low_end).max().unwrap_or(0);
-        let start = end.min(ceiling).checked_sub(len).map(|start| start / PAGE * PAGE);
-        let Some(start) = start.filter(|start| *start >= floor) else { return Err(no_room) };
-        let Ok(bytes) = usize::try_from(len) else { return Err(no_room) };
+        let end = end
+            .map(|e| e.address + e.len)
+            .filter(|end| *end <= low_end)
+            .max()
+            .unwrap_or(0);
+        let start = end
+            .min(ceiling)
+            .checked_sub(len)
+            .map(|start| start / PAGE * PAGE);
+        let Some(start) = start.filter(|start| *start >= floor) else {
+            return Err(no_room);
+        };
+        let Ok(bytes) = usize::try_from(len) else {
+            return Err(no_room);
+        };
         let Ok(mut target) = memory.get_slice(GuestAddress(start), bytes) else {
             return Err(no_room);
         };
-        initrd.file.seek(SeekFrom::Start(0)).map_err(|e| initrd.error(e))?;
+        initrd
+            .file
+            .seek(SeekFrom::Start(0))
+            .map_err(|e| initrd.error(e))?;
         initrd
             .file
             .read_exact_volatile(&mut target)
@@ -266,7 +345,9 @@ fn write(
     bytes: &[u8],
     what: &'static str,
 ) -> Result<(), BootError> {
-    memory.write_slice(bytes, GuestAddress(address)).map_err(|_| BootError::NoRoom(what))
+    memory
+        .write_slice(bytes, GuestAddress(address))
+        .map_err(|_| BootError::NoRoom(what))
 }
 
 fn write_obj<T: vm_memory::ByteValued>(

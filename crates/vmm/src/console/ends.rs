@@ -62,12 +62,20 @@ pub fn copy_output(
                 }
             }
             let bytes = buffer.get(..chunk.len).unwrap_or_default();
-            if target.write_all(bytes).and_then(|()| target.flush()).is_err() {
+            if target
+                .write_all(bytes)
+                .and_then(|()| target.flush())
+                .is_err()
+            {
                 return;
             }
         }
     };
-    Builder::new().name("console-out".into()).stack_size(STACK).spawn(body).map_err(ConsoleError::Thread)
+    Builder::new()
+        .name("console-out".into())
+        .stack_size(STACK)
+        .spawn(body)
+        .map_err(ConsoleError::Thread)
 }
 
 /// Types what comes from `source` into the console, on a thread, until its end. The end of the
@@ -91,7 +99,11 @@ pub fn copy_input(
             }
         }
     };
-    Builder::new().name("console-in".into()).stack_size(STACK).spawn(body).map_err(ConsoleError::Thread)
+    Builder::new()
+        .name("console-in".into())
+        .stack_size(STACK)
+        .spawn(body)
+        .map_err(ConsoleError::Thread)
 }
 
 /// Types `bytes` at the guest's pace.
@@ -116,7 +128,10 @@ pub fn type_in(hub: &ConsoleHub, mut bytes: &[u8]) {
 /// Fails when the file can't be opened for writing.
 pub fn to_file(hub: &Arc<ConsoleHub>, path: &Path) -> Result<(), ConsoleError> {
     let file = OpenOptions::new().create(true).append(true).open(path);
-    let file = file.map_err(|source| ConsoleError::File { path: path.to_path_buf(), source })?;
+    let file = file.map_err(|source| ConsoleError::File {
+        path: path.to_path_buf(),
+        source,
+    })?;
     copy_output(hub, file).map(drop)
 }
 
@@ -144,7 +159,10 @@ impl Pty {
         let input = output.try_clone().map_err(ConsoleError::Pty)?;
         copy_output(hub, output)?;
         copy_input(hub, input)?;
-        Ok(Pty { path, _slave: pair.slave })
+        Ok(Pty {
+            path,
+            _slave: pair.slave,
+        })
     }
 
     /// Path of the terminal, for `screen` and the like.

@@ -46,7 +46,11 @@ impl Ring {
             len += 1;
         }
         *position = from + len as u64;
-        Chunk { len, dropped, closed: self.closed && len == 0 }
+        Chunk {
+            len,
+            dropped,
+            closed: self.closed && len == 0,
+        }
     }
 }
 
@@ -73,7 +77,12 @@ pub struct ConsoleHub {
 impl ConsoleHub {
     /// A console whose input goes to `input`.
     pub fn new(input: Arc<ConsoleInput>) -> Arc<ConsoleHub> {
-        let ring = Ring { bytes: VecDeque::new(), end: 0, closed: false, sleepers: 0 };
+        let ring = Ring {
+            bytes: VecDeque::new(),
+            end: 0,
+            closed: false,
+            sleepers: 0,
+        };
         Arc::new(ConsoleHub {
             ring: Mutex::new(ring),
             woken: Condvar::new(),
@@ -91,7 +100,11 @@ impl ConsoleHub {
     pub fn reader(self: &Arc<Self>, history: u64) -> Reader {
         let ring = self.lock();
         let position = ring.end.saturating_sub(history).max(ring.start());
-        Reader { hub: Arc::clone(self), position, live_from: ring.end }
+        Reader {
+            hub: Arc::clone(self),
+            position,
+            live_from: ring.end,
+        }
     }
 
     /// Ends all readers once they have read what is left.
@@ -109,7 +122,9 @@ impl ConsoleHub {
 impl ConsoleSink for ConsoleHub {
     fn write(&self, bytes: &[u8]) {
         let mut ring = self.lock();
-        let newest = bytes.get(bytes.len().saturating_sub(HISTORY)..).unwrap_or_default();
+        let newest = bytes
+            .get(bytes.len().saturating_sub(HISTORY)..)
+            .unwrap_or_default();
         let excess = (ring.bytes.len() + newest.len()).saturating_sub(HISTORY);
         ring.bytes.drain(..excess);
         ring.bytes.extend(newest);
@@ -144,7 +159,11 @@ impl Reader {
         while ring.end == self.position && !ring.closed {
             ring.sleepers += 1;
             slept = true;
-            ring = self.hub.woken.wait(ring).unwrap_or_else(PoisonError::into_inner);
+            ring = self
+                .hub
+                .woken
+                .wait(ring)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         if slept && !ring.closed {
             drop(ring);
@@ -206,10 +225,20 @@ mod tests {
         hub.write(b"bcd");
         let mut buffer = [0; 4];
         let chunk = reader.read_blocking(&mut buffer);
-        assert_eq!(chunk, Chunk { len: 4, dropped: 3, closed: false });
+        assert_eq!(
+            chunk,
+            Chunk {
+                len: 4,
+                dropped: 3,
+                closed: false
+            }
+        );
         hub.write(&vec![b'e'; 3 * HISTORY]);
         let chunk = reader.read_blocking(&mut buffer);
-        assert_eq!(chunk.dropped, HISTORY as u64 - 4 + 2 * HISTORY as u64 + 3 - 3);
+        assert_eq!(
+            chunk.dropped,
+            HISTORY as u64 - 4 + 2 * HISTORY as u64 + 3 - 3
+        );
         assert_eq!(&buffer, b"eeee");
     }
 

@@ -4,7 +4,9 @@
 //! Intel SDM vol. 2A (CPUID), AMD APM vol. 3 appendix E. Nested virtualisation and the
 //! performance counters are left out.
 
-use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_bindings::{
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
+};
 use kvm_ioctls::{Cap, Kvm};
 
 use super::{KvmError, call};
@@ -95,9 +97,15 @@ pub fn for_vcpu(
     index: u8,
 ) -> Result<CpuId, KvmError> {
     let apic_id = topology.apic_id(index);
-    let highest = entries.iter().find(|e| e.function == 0).map_or(0, |e| e.eax);
-    let mut own: Vec<_> =
-        entries.iter().copied().filter(|e| !matches!(e.function, 0xb | 0x1f)).collect();
+    let highest = entries
+        .iter()
+        .find(|e| e.function == 0)
+        .map_or(0, |e| e.eax);
+    let mut own: Vec<_> = entries
+        .iter()
+        .copied()
+        .filter(|e| !matches!(e.function, 0xb | 0x1f))
+        .collect();
     for entry in &mut own {
         patch(entry, topology, apic_id);
     }
@@ -123,7 +131,11 @@ fn patch(entry: &mut kvm_cpuid_entry2, topology: Topology, apic_id: u32) {
         // Deterministic cache parameters: levels 1 and 2 belong to a core, 3 to a socket.
         4 | 0x8000_001d if entry.eax & 0x1f != 0 => {
             let level = entry.eax >> 5 & 7;
-            let shift = if level < 3 { topology.thread_bits() } else { topology.socket_shift() };
+            let shift = if level < 3 {
+                topology.thread_bits()
+            } else {
+                topology.socket_shift()
+            };
             let sharing = (1_u32 << shift) - 1;
             entry.eax = entry.eax & 0x3fff | sharing << 14;
             if entry.function == 4 {
@@ -132,9 +144,8 @@ fn patch(entry: &mut kvm_cpuid_entry2, topology: Topology, apic_id: u32) {
         }
         0x8000_0001 => set(&mut entry.ecx, 1 << 1, per_socket > 1), // CmpLegacy, AMD
         0x8000_0008 => {
-            entry.ecx = entry.ecx & !0xf0ff
-                | (per_socket - 1) & 0xff
-                | topology.socket_shift() << 12;
+            entry.ecx =
+                entry.ecx & !0xf0ff | (per_socket - 1) & 0xff | topology.socket_shift() << 12;
         }
         0x8000_001e => {
             entry.eax = apic_id;
@@ -178,7 +189,11 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    const ODD: Topology = Topology { sockets: 2, cores: 3, threads: 2 };
+    const ODD: Topology = Topology {
+        sockets: 2,
+        cores: 3,
+        threads: 2,
+    };
 
     #[test]
     fn apic_ids_keep_socket_core_and_thread_apart() {
@@ -188,16 +203,32 @@ mod tests {
 
     #[test]
     fn each_vcpu_gets_its_own_leaves() {
-        let entry = |function, eax| kvm_cpuid_entry2 { function, eax, ..Default::default() };
-        let base = [entry(0, 0xd), entry(1, 0), entry(0xb, 0x77), entry(4, 3 << 5 | 1)];
+        let entry = |function, eax| kvm_cpuid_entry2 {
+            function,
+            eax,
+            ..Default::default()
+        };
+        let base = [
+            entry(0, 0xd),
+            entry(1, 0),
+            entry(0xb, 0x77),
+            entry(4, 3 << 5 | 1),
+        ];
         let cpuid = for_vcpu(&base, ODD, 7).unwrap();
         let find = |function, index| {
-            *cpuid.as_slice().iter().find(|e| e.function == function && e.index == index).unwrap()
+            *cpuid
+                .as_slice()
+                .iter()
+                .find(|e| e.function == function && e.index == index)
+                .unwrap()
         };
         assert_eq!(find(1, 0).ebx >> 24, 9);
         assert_eq!(find(1, 0).ebx >> 16 & 0xff, 8);
         assert_eq!(find(1, 0).edx >> 28 & 1, 1);
-        assert_eq!((find(0xb, 0).eax, find(0xb, 0).ebx, find(0xb, 0).edx), (1, 2, 9));
+        assert_eq!(
+            (find(0xb, 0).eax, find(0xb, 0).ebx, find(0xb, 0).edx),
+            (1, 2, 9)
+        );
         assert_eq!((find(0xb, 1).eax, find(0xb, 1).ebx), (3, 6));
         assert_eq!(find(4, 0).eax >> 14 & 0xfff, 7);
         assert!(cpuid.as_slice().iter().all(|e| e.function != 0x1f));
@@ -205,8 +236,16 @@ mod tests {
 
     #[test]
     fn one_vcpu_is_not_hyperthreaded() {
-        let one = Topology { sockets: 1, cores: 1, threads: 1 };
-        let base = [kvm_cpuid_entry2 { function: 1, edx: u32::MAX, ..Default::default() }];
+        let one = Topology {
+            sockets: 1,
+            cores: 1,
+            threads: 1,
+        };
+        let base = [kvm_cpuid_entry2 {
+            function: 1,
+            edx: u32::MAX,
+            ..Default::default()
+        }];
         let cpuid = for_vcpu(&base, one, 0).unwrap();
         assert_eq!(cpuid.as_slice()[0].edx >> 28 & 1, 0);
     }

@@ -24,12 +24,16 @@ impl KvmDoorbells {
 impl Doorbells for KvmDoorbells {
     fn attach(&self, address: u64, event: &EventFd) -> io::Result<()> {
         let address = IoEventAddress::Mmio(address);
-        self.vm.register_ioevent(event, &address, NoDatamatch).map_err(to_io)
+        self.vm
+            .register_ioevent(event, &address, NoDatamatch)
+            .map_err(to_io)
     }
 
     fn detach(&self, address: u64, event: &EventFd) -> io::Result<()> {
         let address = IoEventAddress::Mmio(address);
-        self.vm.unregister_ioevent(event, &address, NoDatamatch).map_err(to_io)
+        self.vm
+            .unregister_ioevent(event, &address, NoDatamatch)
+            .map_err(to_io)
     }
 }
 

@@ -44,7 +44,11 @@ struct LineUser {
 
 impl IrqLine for LineUser {
     fn set_level(&self, asserted: bool) {
-        let mut users = self.line.asserted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut users = self
+            .line
+            .asserted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let before = *users;
         if asserted {
             *users |= self.bit;
@@ -74,10 +78,17 @@ impl Interrupts {
     /// Fails when the kernel refuses the routing table.
     pub fn new(vm: &Arc<VmFd>) -> Result<Interrupts, KvmError> {
         let line = |gsi| {
-            let line = SharedLine { vm: Arc::clone(vm), gsi, asserted: Mutex::new(0) };
+            let line = SharedLine {
+                vm: Arc::clone(vm),
+                gsi,
+                asserted: Mutex::new(0),
+            };
             (Arc::new(line), AtomicU32::new(0))
         };
-        let routes = Routes { vm: Arc::clone(vm), messages: Mutex::new(Vec::new()) };
+        let routes = Routes {
+            vm: Arc::clone(vm),
+            messages: Mutex::new(Vec::new()),
+        };
         routes.install(&[]).map_err(call("route interrupts"))?;
         Ok(Interrupts {
             vm: Arc::clone(vm),
@@ -90,7 +101,10 @@ impl Interrupts {
     pub fn line(&self, gsi: u32) -> Option<Arc<dyn IrqLine>> {
         let (line, users) = self.lines.get(usize::try_from(gsi).ok()?)?;
         let bit = 1_u32.checked_shl(users.fetch_add(1, Ordering::Relaxed))?;
-        Some(Arc::new(LineUser { line: Arc::clone(line), bit }))
+        Some(Arc::new(LineUser {
+            line: Arc::clone(line),
+            bit,
+        }))
     }
 
     /// `count` new vectors for one function.
@@ -98,14 +112,21 @@ impl Interrupts {
     /// # Errors
     /// Fails when the process is out of descriptors.
     pub fn vectors(&self, count: u16) -> io::Result<Arc<dyn MsiVectors>> {
-        let mut messages =
-            self.routes.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut messages = self
+            .routes
+            .messages
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let vectors = (0..count)
             .map(|_| {
                 let event = EventFd::new(EFD_NONBLOCK)?;
                 let index = messages.len();
                 messages.push(None);
-                Ok(Vector { index, event, attached: Mutex::new(false) })
+                Ok(Vector {
+                    index,
+                    event,
+                    attached: Mutex::new(false),
+                })
             })
             .collect::<io::Result<_>>()?;
         Ok(Arc::new(KvmVectors {
@@ -126,7 +147,9 @@ struct Routes {
 impl Routes {
     fn set(&self, index: usize, message: MsiMessage) -> io::Result<()> {
         let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(entry) = messages.get_mut(index) else { return Ok(()) };
+        let Some(entry) = messages.get_mut(index) else {
+            return Ok(());
+        };
         if *entry == Some(message) {
             return Ok(());
         }
@@ -156,23 +179,29 @@ impl Routes {
                 table.push(msi_entry(gsi, *message));
             }
         }
-        let routing = KvmIrqRouting::from_entries(&table)
-            .map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))?;
+        let routing =
+            KvmIrqRouting::from_entries(&table).map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))?;
         self.vm.set_gsi_routing(&routing)
     }
 }
 
 fn line_entry(gsi: u32, irqchip: u32, pin: u32) -> kvm_irq_routing_entry {
-    let mut entry =
-        kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
+    let mut entry = kvm_irq_routing_entry {
+        gsi,
+        type_: KVM_IRQ_ROUTING_IRQCHIP,
+        ..Default::default()
+    };
     entry.u.irqchip.irqchip = irqchip;
     entry.u.irqchip.pin = pin;
     entry
 }
 
 fn msi_entry(gsi: u32, message: MsiMessage) -> kvm_irq_routing_entry {
-    let mut entry =
-        kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+    let mut entry = kvm_irq_routing_entry {
+        gsi,
+        type_: KVM_IRQ_ROUTING_MSI,
+        ..Default::default()
+    };
     let [a, b, c, d, e, f, g, h] = message.address.to_le_bytes();
     entry.u.msi.address_lo = u32::from_le_bytes([a, b, c, d]);
     entry.u.msi.address_hi = u32::from_le_bytes([e, f, g, h]);
@@ -197,9 +226,14 @@ struct KvmVectors {
 
 impl MsiVectors for KvmVectors {
     fn route(&self, vector: u16, message: Option<MsiMessage>) -> io::Result<()> {
-        let Some(vector) = self.vectors.get(usize::from(vector)) else { return Ok(()) };
+        let Some(vector) = self.vectors.get(usize::from(vector)) else {
+            return Ok(());
+        };
         let gsi = LINES + u32::try_from(vector.index).unwrap_or(u32::MAX - LINES);
-        let mut attached = vector.attached.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut attached = vector
+            .attached
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         match message {
             Some(message) => {
                 self.routes.set(vector.index, message)?;
@@ -209,7 +243,9 @@ impl MsiVectors for KvmVectors {
                 }
             }
             None if *attached => {
-                self.vm.unregister_irqfd(&vector.event, gsi).map_err(to_io)?;
+                self.vm
+                    .unregister_irqfd(&vector.event, gsi)
+                    .map_err(to_io)?;
                 *attached = false;
             }
             None => {}
@@ -225,8 +261,14 @@ impl MsiVectors for KvmVectors {
     }
 
     fn pending(&self, vector: u16) -> bool {
-        let Some(vector) = self.vectors.get(usize::from(vector)) else { return false };
-        if *vector.attached.lock().unwrap_or_else(PoisonError::into_inner) {
+        let Some(vector) = self.vectors.get(usize::from(vector)) else {
+            return false;
+        };
+        if *vector
+            .attached
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+        {
             return false;
         }
         // SAFETY: the eventfd is open for as long as `vector` lives, which is beyond this call.

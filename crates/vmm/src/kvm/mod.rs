@@ -16,13 +16,18 @@ pub mod vcpu;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use edgevmm_devices::GuestMemory;
 use edgevmm_devices::pci::PciHost;
-use kvm_bindings::{KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MEM_READONLY,
+    KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_pit_config, kvm_pit_state2,
+    kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
 
@@ -56,7 +61,9 @@ pub enum KvmError {
     )]
     Missing,
     /// The KVM device may not be opened.
-    #[error("No permission to open {KVM_DEVICE}: add yourself to the group kvm (usermod -aG kvm $USER) and log in again")]
+    #[error(
+        "No permission to open {KVM_DEVICE}: add yourself to the group kvm (usermod -aG kvm $USER) and log in again"
+    )]
     Permission,
     /// The KVM device can't be opened for another reason.
     #[error("Can't open {KVM_DEVICE}")]
@@ -99,6 +106,20 @@ pub fn open() -> Result<Kvm, KvmError> {
     Ok(kvm)
 }
 
+/// State of the interrupt controllers and the timer.
+pub struct ChipState {
+    irqchips: Vec<kvm_irqchip>,
+    pit: kvm_pit_state2,
+}
+
+impl fmt::Debug for ChipState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChipState")
+            .field("pit", &self.pit)
+            .finish_non_exhaustive()
+    }
+}
+
 /// A VM with its memory, interrupt controllers and timer, before any vCPU.
 ///
 /// Memory slots come first: set later they wait for every vCPU to pass a quiet point.
@@ -136,11 +157,21 @@ impl Vm {
     ///
     /// # Errors
     /// Fails when the kernel refuses.
-    pub fn new(kvm: &Kvm, memory: Arc<GuestMemory>) -> Result<Vm, KvmError> {
+    pub fn new(kvm: &Kvm, memory: &Arc<GuestMemory>) -> Result<Vm, KvmError> {
         let fd = kvm.create_vm().map_err(call("make a VM"))?;
-        let mut vm = Vm { fd: Arc::new(fd), _memory: Arc::clone(&memory), slots: 0, readonly: Vec::new() };
+        let mut vm = Vm {
+            fd: Arc::new(fd),
+            _memory: Arc::clone(memory),
+            slots: 0,
+            readonly: Vec::new(),
+        };
         for region in memory.iter() {
-            vm.map(region.start_addr().0, region.as_ptr() as u64, region.len(), 0)?;
+            vm.map(
+                region.start_addr().0,
+                region.as_ptr() as u64,
+                region.len(),
+                0,
+            )?;
         }
         Ok(vm)
     }
@@ -178,13 +209,59 @@ impl Vm {
     pub fn create_interrupt_controllers(&self) -> Result<(), KvmError> {
         // Only Intel without unrestricted guest uses these two, but they must be set before the
         // first vCPU everywhere.
-        self.fd.set_identity_map_address(IDENTITY_MAP).map_err(call("place the identity map"))?;
+        self.fd
+            .set_identity_map_address(IDENTITY_MAP)
+            .map_err(call("place the identity map"))?;
         let tss = usize::try_from(KVM_TSS).unwrap_or(usize::MAX);
-        self.fd.set_tss_address(tss).map_err(call("place the real-mode TSS"))?;
-        self.fd.create_irq_chip().map_err(call("make the interrupt controllers"))?;
+        self.fd
+            .set_tss_address(tss)
+            .map_err(call("place the real-mode TSS"))?;
+        self.fd
+            .create_irq_chip()
+            .map_err(call("make the interrupt controllers"))?;
         // The dummy speaker answers port 0x61 in the kernel.
-        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        let pit = kvm_pit_config {
+            flags: KVM_PIT_SPEAKER_DUMMY,
+            ..Default::default()
+        };
         self.fd.create_pit2(pit).map_err(call("make the timer"))
+    }
+
+    /// Reads the state of the interrupt controllers and the timer.
+    ///
+    /// # Errors
+    /// Fails when the kernel refuses.
+    pub fn chips(&self) -> Result<ChipState, KvmError> {
+        let mut irqchips = Vec::with_capacity(3);
+        for chip_id in [
+            KVM_IRQCHIP_PIC_MASTER,
+            KVM_IRQCHIP_PIC_SLAVE,
+            KVM_IRQCHIP_IOAPIC,
+        ] {
+            let mut chip = kvm_irqchip {
+                chip_id,
+                ..Default::default()
+            };
+            self.fd
+                .get_irqchip(&mut chip)
+                .map_err(call("read an interrupt controller"))?;
+            irqchips.push(chip);
+        }
+        let pit = self.fd.get_pit2().map_err(call("read the timer"))?;
+        Ok(ChipState { irqchips, pit })
+    }
+
+    /// Sets the state of the interrupt controllers and the timer.
+    ///
+    /// # Errors
+    /// Fails when the kernel refuses.
+    pub fn restore_chips(&self, state: &ChipState) -> Result<(), KvmError> {
+        for chip in &state.irqchips {
+            self.fd
+                .set_irqchip(chip)
+                .map_err(call("set an interrupt controller"))?;
+        }
+        self.fd.set_pit2(&state.pit).map_err(call("set the timer"))
     }
 
     /// The VM's descriptor, for the other parts of this module.

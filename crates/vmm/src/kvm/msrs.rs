@@ -26,7 +26,12 @@ pub const DIRECT_BOOT: [(u32, u64); 2] = [
 /// Fails when the kernel refuses the list.
 pub fn state_indices(kvm: &Kvm) -> Result<Vec<u32>, KvmError> {
     let list = kvm.get_msr_index_list().map_err(call("list the MSRs"))?;
-    Ok(list.as_slice().iter().copied().filter(|index| *index != IA32_TSC).collect())
+    Ok(list
+        .as_slice()
+        .iter()
+        .copied()
+        .filter(|index| *index != IA32_TSC)
+        .collect())
 }
 
 /// Reads registers one call at a time over those that the kernel lists and does not give.
@@ -37,8 +42,13 @@ pub fn read(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, KvmErr
     let mut values = Vec::with_capacity(indices.len());
     let mut rest = indices;
     while !rest.is_empty() {
-        let entries: Vec<_> =
-            rest.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
+        let entries: Vec<_> = rest
+            .iter()
+            .map(|index| kvm_msr_entry {
+                index: *index,
+                ..Default::default()
+            })
+            .collect();
         let mut msrs = from_entries(&entries)?;
         let read = vcpu.get_msrs(&mut msrs).map_err(call("read the MSRs"))?;
         values.extend_from_slice(msrs.as_slice().get(..read).unwrap_or_default());

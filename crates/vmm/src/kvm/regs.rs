@@ -100,8 +100,14 @@ fn write_page_tables(memory: &GuestMemory) -> Result<(), vm_memory::GuestMemoryE
     const LARGE: u64 = 1 << 7;
     let directory_pointers = PAGE_TABLES + 0x1000;
     let directory = PAGE_TABLES + 0x2000;
-    memory.write_obj(directory_pointers | PRESENT_WRITABLE, GuestAddress(PAGE_TABLES))?;
-    memory.write_obj(directory | PRESENT_WRITABLE, GuestAddress(directory_pointers))?;
+    memory.write_obj(
+        directory_pointers | PRESENT_WRITABLE,
+        GuestAddress(PAGE_TABLES),
+    )?;
+    memory.write_obj(
+        directory | PRESENT_WRITABLE,
+        GuestAddress(directory_pointers),
+    )?;
     for page in 0..512_u64 {
         let entry = page << 21 | LARGE | PRESENT_WRITABLE;
         memory.write_obj(entry, GuestAddress(directory + page * 8))?;
@@ -141,7 +147,10 @@ mod tests {
     fn segments_carry_their_descriptor() {
         let code = segment(CODE64, 2);
         assert_eq!((code.selector, code.limit, code.base), (0x10, u32::MAX, 0));
-        assert_eq!((code.l, code.db, code.g, code.present, code.s, code.type_), (1, 0, 1, 1, 1, 0xb));
+        assert_eq!(
+            (code.l, code.db, code.g, code.present, code.s, code.type_),
+            (1, 0, 1, 1, 1, 0xb)
+        );
         let code = segment(CODE32, 2);
         assert_eq!((code.l, code.db), (0, 1));
     }
@@ -150,19 +159,33 @@ mod tests {
     fn linux_starts_in_long_mode_with_its_first_gigabyte_mapped() {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
         let (mut sregs, mut regs) = (kvm_sregs::default(), kvm_regs::default());
-        let entry = Entry::Linux64 { entry: 0x100_0200, boot_params: 0x7000 };
+        let entry = Entry::Linux64 {
+            entry: 0x100_0200,
+            boot_params: 0x7000,
+        };
         setup(&memory, entry, &mut sregs, &mut regs).unwrap();
         assert_eq!((regs.rip, regs.rsi), (0x100_0200, 0x7000));
         let pml4: u64 = memory.read_obj(GuestAddress(sregs.cr3)).unwrap();
         let pdpt: u64 = memory.read_obj(GuestAddress(pml4 & !0xfff)).unwrap();
-        let last: u64 = memory.read_obj(GuestAddress((pdpt & !0xfff) + 511 * 8)).unwrap();
+        let last: u64 = memory
+            .read_obj(GuestAddress((pdpt & !0xfff) + 511 * 8))
+            .unwrap();
         assert_eq!(last & !0xfff, (1 << 30) - (2 << 20));
     }
 
     #[test]
     fn no_memory_no_entry() {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
-        let entry = Entry::Linux64 { entry: 0, boot_params: 0 };
-        setup(&memory, entry, &mut kvm_sregs::default(), &mut kvm_regs::default()).unwrap_err();
+        let entry = Entry::Linux64 {
+            entry: 0,
+            boot_params: 0,
+        };
+        setup(
+            &memory,
+            entry,
+            &mut kvm_sregs::default(),
+            &mut kvm_regs::default(),
+        )
+        .unwrap_err();
     }
 }

@@ -18,7 +18,10 @@ use super::vcpu::{Buses, Outcome, Surroundings, Vcpu, Vcpus};
 use super::{Vm, call, msrs};
 
 const CODE: u64 = 0x1000;
-const ENTRY: Entry = Entry::Pvh { entry: CODE, start_info: 0 };
+const ENTRY: Entry = Entry::Pvh {
+    entry: CODE,
+    start_info: 0,
+};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Default)]
@@ -47,11 +50,15 @@ fn bench(code: &[u8]) -> Bench {
     let kvm = super::open().expect("these tests need /dev/kvm");
     let memory = crate::memory::create(1 << 20, false).unwrap();
     memory.write_slice(code, GuestAddress(CODE)).unwrap();
-    let vm = Vm::new(&kvm, Arc::clone(&memory)).unwrap();
+    let vm = Vm::new(&kvm, &memory).unwrap();
     vm.create_interrupt_controllers().unwrap();
     let interrupts = Interrupts::new(vm.fd()).unwrap();
     let fd = vm.fd().create_vcpu(0).map_err(call("make a vCPU")).unwrap();
-    let one = Topology { sockets: 1, cores: 1, threads: 1 };
+    let one = Topology {
+        sockets: 1,
+        cores: 1,
+        threads: 1,
+    };
     let cpuid = cpuid::for_vcpu(&cpuid::supported(&kvm).unwrap(), one, 0).unwrap();
     fd.set_cpuid2(&cpuid).unwrap();
     let vcpu = Vcpu::new(0, fd, &msrs::state_indices(&kvm).unwrap()).unwrap();
@@ -66,7 +73,14 @@ fn bench(code: &[u8]) -> Bench {
         report: Arc::new(move |outcome| sender.send(outcome).unwrap()),
     };
     let vcpus = Vcpus::start(vec![vcpu], &surroundings, ENTRY).unwrap();
-    Bench { vcpus, log, outcomes, memory, _interrupts: interrupts, _vm: vm }
+    Bench {
+        vcpus,
+        log,
+        outcomes,
+        memory,
+        _interrupts: interrupts,
+        _vm: vm,
+    }
 }
 
 impl Bench {
@@ -117,7 +131,10 @@ fn pause_halts_and_resume_goes_on() {
         std::thread::sleep(Duration::from_millis(30));
         assert_eq!(printed(), halted);
     }
-    assert_eq!(bench.outcomes.recv_timeout(Duration::ZERO), Err(RecvTimeoutError::Timeout));
+    assert_eq!(
+        bench.outcomes.recv_timeout(Duration::ZERO),
+        Err(RecvTimeoutError::Timeout)
+    );
 }
 
 #[test]

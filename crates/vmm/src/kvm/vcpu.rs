@@ -11,8 +11,8 @@ use edgevmm_devices::GuestMemory;
 use edgevmm_devices::bus::Bus;
 use kvm_bindings::{
     KVM_MP_STATE_RUNNABLE, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_debugregs,
-    kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
-    kvm_xsave,
+    kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_run, kvm_sregs, kvm_vcpu_events,
+    kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
@@ -128,25 +128,35 @@ impl Control {
     }
 }
 
-/// The `immediate_exit` byte of a vCPU's `kvm_run`.
+/// The parts of a vCPU's `kvm_run` page that are used beside [`VcpuFd`].
 #[derive(Debug, Clone, Copy)]
-struct ImmediateExit(*const AtomicU8);
+struct RunPage(*mut kvm_run);
 
-// SAFETY: the byte is only ever accessed atomically through this type, and the mapping it lies in
-// outlives all users: the vCPU's thread owns it and is joined before the handle goes.
-unsafe impl Send for ImmediateExit {}
+// SAFETY: the page is a mapping that outlives all users, because the vCPU's thread owns it and is
+// joined before the handle goes. `immediate_exit` is accessed atomically from any thread, the rest
+// by the vCPU's own thread alone.
+unsafe impl Send for RunPage {}
 // SAFETY: as above.
-unsafe impl Sync for ImmediateExit {}
+unsafe impl Sync for RunPage {}
 
-impl ImmediateExit {
-    fn of(fd: &mut VcpuFd) -> ImmediateExit {
-        let byte: *const u8 = &raw const fd.get_kvm_run().immediate_exit;
-        ImmediateExit(byte.cast())
+impl RunPage {
+    fn of(fd: &mut VcpuFd) -> RunPage {
+        RunPage(fd.get_kvm_run())
     }
 
-    fn set(self, on: bool) {
-        // SAFETY: see the type; the byte is valid and shared with the kernel, hence atomic.
-        unsafe { &*self.0 }.store(u8::from(on), Ordering::SeqCst);
+    /// Makes KVM leave the guest before its next instruction, or no longer.
+    fn set_immediate_exit(self, on: bool) {
+        // SAFETY: see the type; the byte is shared with the kernel and other threads, hence atomic.
+        let byte = unsafe { AtomicU8::from_ptr(&raw mut (*self.0).immediate_exit) };
+        byte.store(u8::from(on), Ordering::SeqCst);
+    }
+
+    /// Width in bytes of the port access that the vCPU left the guest for.
+    fn io_size(self) -> usize {
+        // SAFETY: see the type; called on the vCPU's thread after a port I/O exit, for which `io`
+        // is the valid member.
+        let size = unsafe { (&raw const (*self.0).__bindgen_anon_1.io.size).read_volatile() };
+        usize::from(size.max(1))
     }
 }
 
@@ -165,7 +175,11 @@ impl Vcpu {
     /// Fails when its state can't be read.
     pub fn new(index: u8, fd: VcpuFd, msr_indices: &[u32]) -> Result<Vcpu, KvmError> {
         let power_on = PowerOn::of(&fd, msr_indices)?;
-        Ok(Vcpu { index, fd, power_on })
+        Ok(Vcpu {
+            index,
+            fd,
+            power_on,
+        })
     }
 
     /// Puts the vCPU where it begins. Only the boot vCPU (number 0) uses `entry`; the others
@@ -185,11 +199,19 @@ impl Vcpu {
             what: "start a kernel in so little memory",
             source: kvm_ioctls::Error::new(libc::ENOMEM),
         })?;
-        self.fd.set_sregs(&sregs).map_err(call("set a vCPU's system registers"))?;
-        self.fd.set_regs(&regs).map_err(call("set a vCPU's registers"))?;
+        self.fd
+            .set_sregs(&sregs)
+            .map_err(call("set a vCPU's system registers"))?;
+        self.fd
+            .set_regs(&regs)
+            .map_err(call("set a vCPU's registers"))?;
         msrs::write(&self.fd, &msrs::entries(&msrs::DIRECT_BOOT))?;
-        let runnable = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
-        self.fd.set_mp_state(runnable).map_err(call("make a vCPU runnable"))
+        let runnable = kvm_mp_state {
+            mp_state: KVM_MP_STATE_RUNNABLE,
+        };
+        self.fd
+            .set_mp_state(runnable)
+            .map_err(call("make a vCPU runnable"))
     }
 
     fn crash(&self, memory: &GuestMemory, cause: String) -> Outcome {
@@ -217,14 +239,16 @@ pub struct Surroundings {
 
 impl fmt::Debug for Surroundings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Surroundings").field("buses", &self.buses).finish_non_exhaustive()
+        f.debug_struct("Surroundings")
+            .field("buses", &self.buses)
+            .finish_non_exhaustive()
     }
 }
 
 #[derive(Debug)]
 struct Handle {
     control: Arc<Control>,
-    immediate_exit: ImmediateExit,
+    run_page: RunPage,
     vcpu: Arc<Mutex<Vcpu>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -247,11 +271,13 @@ impl Vcpus {
         entry: Entry,
     ) -> Result<Vcpus, KvmError> {
         install_kick_handler().map_err(KvmError::Open)?;
-        let mut all =
-            Vcpus { handles: Vec::new(), memory: Arc::clone(&surroundings.memory) };
+        let mut all = Vcpus {
+            handles: Vec::new(),
+            memory: Arc::clone(&surroundings.memory),
+        };
         for mut vcpu in vcpus {
             vcpu.reset(&surroundings.memory, entry, true)?;
-            let immediate_exit = ImmediateExit::of(&mut vcpu.fd);
+            let run_page = RunPage::of(&mut vcpu.fd);
             let index = vcpu.index;
             let vcpu = Arc::new(Mutex::new(vcpu));
             let control = Arc::new(Control {
@@ -261,7 +287,7 @@ impl Vcpus {
             let runner = Runner {
                 vcpu: Arc::clone(&vcpu),
                 control: Arc::clone(&control),
-                immediate_exit,
+                run_page,
                 surroundings: surroundings.clone(),
             };
             let thread = Builder::new()
@@ -269,7 +295,12 @@ impl Vcpus {
                 .stack_size(STACK)
                 .spawn(move || runner.main())
                 .map_err(KvmError::Open)?;
-            all.handles.push(Handle { control, immediate_exit, vcpu, thread: Some(thread) });
+            all.handles.push(Handle {
+                control,
+                run_page,
+                vcpu,
+                thread: Some(thread),
+            });
         }
         Ok(all)
     }
@@ -278,7 +309,7 @@ impl Vcpus {
     pub fn resume(&self) {
         for handle in &self.handles {
             let mut command = handle.control.lock();
-            handle.immediate_exit.set(false);
+            handle.run_page.set_immediate_exit(false);
             command.0 = Command::Run;
             handle.control.changed.notify_all();
         }
@@ -292,8 +323,11 @@ impl Vcpus {
         for handle in &self.handles {
             let mut command = handle.control.lock();
             while !command.1 {
-                command =
-                    handle.control.changed.wait(command).unwrap_or_else(PoisonError::into_inner);
+                command = handle
+                    .control
+                    .changed
+                    .wait(command)
+                    .unwrap_or_else(PoisonError::into_inner);
             }
         }
     }
@@ -307,7 +341,7 @@ impl Vcpus {
         for handle in &self.handles {
             let mut vcpu = handle.vcpu.lock().unwrap_or_else(PoisonError::into_inner);
             // An I/O instruction may be half done; entering KVM to leave at once completes it.
-            handle.immediate_exit.set(true);
+            handle.run_page.set_immediate_exit(true);
             let _ = vcpu.fd.run();
             vcpu.reset(&self.memory, entry, false)?;
         }
@@ -334,7 +368,7 @@ impl Handle {
         let mut command = self.control.lock();
         command.0 = what;
         // Set first, so a thread on its way into KVM leaves again; the signal is for one inside.
-        self.immediate_exit.set(true);
+        self.run_page.set_immediate_exit(true);
         self.control.changed.notify_all();
         if let Some(thread) = &self.thread
             && !command.1
@@ -349,7 +383,7 @@ impl Handle {
 struct Runner {
     vcpu: Arc<Mutex<Vcpu>>,
     control: Arc<Control>,
-    immediate_exit: ImmediateExit,
+    run_page: RunPage,
     surroundings: Surroundings,
 }
 
@@ -400,12 +434,17 @@ impl Runner {
         let memory = &self.surroundings.memory;
         loop {
             let cause = match vcpu.fd.run() {
+                // A string instruction is one exit for many accesses to the port.
                 Ok(VcpuExit::IoIn(port, data)) => {
-                    buses.pio.read(u64::from(port), data);
+                    for data in data.chunks_mut(self.run_page.io_size()) {
+                        buses.pio.read(u64::from(port), data);
+                    }
                     continue;
                 }
                 Ok(VcpuExit::IoOut(port, data)) => {
-                    buses.pio.write(u64::from(port), data);
+                    for data in data.chunks(self.run_page.io_size()) {
+                        buses.pio.write(u64::from(port), data);
+                    }
                     continue;
                 }
                 Ok(VcpuExit::MmioRead(address, data)) => {
@@ -441,7 +480,10 @@ impl Runner {
                 Ok(VcpuExit::InternalError) => internal_error(&mut vcpu.fd),
                 Ok(other) => format!("KVM left the guest for an unexpected reason: {other:?}"),
                 Err(error) => {
-                    return Some(Outcome::Failed(format!("KVM can't run vCPU {}: {error}", vcpu.index)));
+                    return Some(Outcome::Failed(format!(
+                        "KVM can't run vCPU {}: {error}",
+                        vcpu.index
+                    )));
                 }
             };
             return Some(vcpu.crash(memory, cause));
@@ -451,7 +493,7 @@ impl Runner {
     fn interrupted(&self) -> bool {
         let command = self.control.lock();
         if command.0 == Command::Run {
-            self.immediate_exit.set(false);
+            self.run_page.set_immediate_exit(false);
             return false;
         }
         true
@@ -469,7 +511,9 @@ fn internal_error(fd: &mut VcpuFd) -> String {
         4 => "an exit that KVM does not know",
         _ => "an internal error of KVM",
     };
-    let len = usize::try_from(internal.ndata).unwrap_or(0).min(internal.data.len());
+    let len = usize::try_from(internal.ndata)
+        .unwrap_or(0)
+        .min(internal.data.len());
     let mut text = format!("{what} (suberror {})", internal.suberror);
     for word in internal.data.iter().take(len) {
         let _ = write!(text, " {word:#x}");
@@ -490,13 +534,47 @@ fn describe(fd: &VcpuFd, memory: &GuestMemory) -> String {
          r12={:016x} r13={:016x} r14={:016x} r15={:016x}\n\
          cr0={:08x} cr2={:016x} cr3={:016x} cr4={:08x} efer={:04x}\n\
          gdt={:x}/{:x} idt={:x}/{:x}\ncode at rip:",
-        r.rip, r.rflags, s.cs.selector, s.cs.base, r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rbp,
-        r.rsp, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, s.cr0, s.cr2, s.cr3, s.cr4,
-        s.efer, s.gdt.base, s.gdt.limit, s.idt.base, s.idt.limit
+        r.rip,
+        r.rflags,
+        s.cs.selector,
+        s.cs.base,
+        r.rax,
+        r.rbx,
+        r.rcx,
+        r.rdx,
+        r.rsi,
+        r.rdi,
+        r.rbp,
+        r.rsp,
+        r.r8,
+        r.r9,
+        r.r10,
+        r.r11,
+        r.r12,
+        r.r13,
+        r.r14,
+        r.r15,
+        s.cr0,
+        s.cr2,
+        s.cr3,
+        s.cr4,
+        s.efer,
+        s.gdt.base,
+        s.gdt.limit,
+        s.idt.base,
+        s.idt.limit
     );
-    let linear = if s.efer & 1 << 10 == 0 { r.rip.wrapping_add(s.cs.base) } else { r.rip };
+    let linear = if s.efer & 1 << 10 == 0 {
+        r.rip.wrapping_add(s.cs.base)
+    } else {
+        r.rip
+    };
     let mut code = [0; 16];
-    let physical = fd.translate_gva(linear).ok().filter(|t| t.valid != 0).map(|t| t.physical_address);
+    let physical = fd
+        .translate_gva(linear)
+        .ok()
+        .filter(|t| t.valid != 0)
+        .map(|t| t.physical_address);
     let read = physical.and_then(|address| memory.read(&mut code, GuestAddress(address)).ok());
     match read {
         Some(len) => {
@@ -525,5 +603,9 @@ fn install_kick_handler() -> io::Result<()> {
         action.sa_sigaction = on_kick as *const () as usize;
         libc::sigaction(kick_signal(), &raw const action, std::ptr::null_mut())
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

@@ -50,13 +50,20 @@ pub enum StorageError {
 /// # Errors
 /// Fails when a file is missing, may not be used, or is no image.
 pub fn open_disk(disk: &DiskConfig) -> Result<Arc<dyn BlockBackend>, StorageError> {
-    let error = |source| StorageError::Disk { path: disk.path.clone(), source };
+    let error = |source| StorageError::Disk {
+        path: disk.path.clone(),
+        source,
+    };
     let hint = |path: &Path| path.display().to_string();
     let file = edgevmm_block::open_path(&disk.path, !disk.ro && !disk.snapshot).map_err(error)?;
     let mut backing = Vec::with_capacity(disk.backing.len());
     for path in &disk.backing {
         let file = edgevmm_block::open_path(path, false).map_err(error)?;
-        backing.push(BackingFile { file, format: None, path_hint: hint(path) });
+        backing.push(BackingFile {
+            file,
+            format: None,
+            path_hint: hint(path),
+        });
     }
     let options = DiskOptions {
         format: disk.format.map(|format| match format {
@@ -79,14 +86,19 @@ pub fn open_disk(disk: &DiskConfig) -> Result<Arc<dyn BlockBackend>, StorageErro
 ///
 /// # Errors
 /// Fails when a file can't be read or says nothing that cloud-init would take.
-pub fn seed_disk(config: &CloudInitConfig, uuid: Uuid) -> Result<Arc<dyn BlockBackend>, StorageError> {
-    let read = |what, path: &Option<PathBuf>| {
-        path.as_ref().map(|path| read_small(what, path)).transpose()
-    };
+pub fn seed_disk(
+    config: &CloudInitConfig,
+    uuid: Uuid,
+) -> Result<Arc<dyn BlockBackend>, StorageError> {
+    let read =
+        |what, path: &Option<PathBuf>| path.as_ref().map(|path| read_small(what, path)).transpose();
     let keys = read("SSH public key", &config.ssh_key)?;
     let seed = Seed {
         user_data: read("user-data", &config.user_data)?,
-        ssh_keys: keys.iter().map(|keys| String::from_utf8_lossy(keys).into_owned()).collect(),
+        ssh_keys: keys
+            .iter()
+            .map(|keys| String::from_utf8_lossy(keys).into_owned())
+            .collect(),
         hostname: config.hostname.clone(),
         instance_id: uuid.to_string(),
         network_config: read("network configuration", &config.network_config)?,
@@ -102,12 +114,18 @@ pub fn seed_disk(config: &CloudInitConfig, uuid: Uuid) -> Result<Arc<dyn BlockBa
         read_only: true,
         ..DiskOptions::new(file, name)
     };
-    edgevmm_block::open(options)
-        .map_err(|source| StorageError::Disk { path: PathBuf::from(name), source })
+    edgevmm_block::open(options).map_err(|source| StorageError::Disk {
+        path: PathBuf::from(name),
+        source,
+    })
 }
 
 fn read_small(what: &'static str, path: &Path) -> Result<Vec<u8>, StorageError> {
-    let error = |source| StorageError::SeedFile { what, path: path.to_path_buf(), source };
+    let error = |source| StorageError::SeedFile {
+        what,
+        path: path.to_path_buf(),
+        source,
+    };
     let len = std::fs::metadata(path).map_err(error)?.len();
     if len > SEED_FILE_MAX {
         let message = format!("it has {len} bytes, at most {SEED_FILE_MAX} are taken");

@@ -1,0 +1,464 @@
+//! Builds a machine from its config: first everything of the host that may be missing, then KVM,
+//! then the devices, last the vCPUs.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use edgevmm_block::BlockBackend;
+use edgevmm_config::{ConsoleDevice, ConsoleOutput, CpuConfig, VmConfig};
+use edgevmm_devices::GuestMemory;
+use edgevmm_devices::bus::{BusError, shared};
+use edgevmm_devices::console::{ConsoleInput, ConsoleSink};
+use edgevmm_devices::pci::{PciConfigPorts, PciEcam, PciError, PciHost, PciResetPort, PciWindow};
+use edgevmm_devices::platform::Platform;
+use edgevmm_devices::virtio::VirtioDevice;
+use edgevmm_devices::virtio::block::{Block, BlockConfig};
+use edgevmm_devices::virtio::console::{Console, ConsoleConfig, TerminalSize};
+use edgevmm_devices::virtio::rng::Rng;
+use edgevmm_devices::virtio::transport::{VirtioPci, VirtioPciConfig, VirtioPciError};
+use uuid::Uuid;
+
+use super::legacy::{LegacyConfig, LegacyDevices, debug_sink};
+use super::network::{self, NetworkError};
+use super::storage::{StorageError, open_disk, seed_disk};
+use super::{Machine, firmware_data, identity};
+use crate::boot::firmware::Firmware;
+use crate::boot::kernel::Kernel;
+use crate::boot::{Boot, BootError};
+use crate::console::ConsoleHub;
+use crate::console::ends::{self, ConsoleError, Pty};
+use crate::device_loop::DeviceThread;
+use crate::kvm::cpuid::{self, Topology};
+use crate::kvm::doorbells::KvmDoorbells;
+use crate::kvm::interrupts::Interrupts;
+use crate::kvm::vcpu::{Buses, Surroundings, Vcpu, Vcpus};
+use crate::kvm::{self, KvmError, ReadOnlyMemory, Vm, call, msrs};
+use crate::layout::{
+    COM1_IRQ, ECAM_BASE, ECAM_LEN, PCI_CONFIG_PORT, PCI_IRQS, PCI_SLOTS, PCI_WINDOW_BASE,
+    PCI_WINDOW_LEN, RESET_PORT, RTC_IRQ, SCI_IRQ,
+};
+use crate::lifecycle::Mailbox;
+use crate::memory::{self, MemoryError};
+
+/// Request queues of a disk by default: more than this gains little and each is a thread.
+const DISK_QUEUES_MAX: u16 = 4;
+
+/// Why a machine can't be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A disk.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// A network interface.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// What starts the guest.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The console's host end.
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// PCI configuration space.
+    #[error("Can't make the PCI bus")]
+    Pci(#[from] PciError),
+    /// A virtio device.
+    #[error("Can't put a device on the PCI bus")]
+    Virtio(#[from] VirtioPciError),
+    /// More devices than slots.
+    #[error("The machine has more devices than the {} free PCI slots", PCI_SLOTS - 1)]
+    Slots,
+    /// A bus range.
+    #[error("The machine's address map is inconsistent")]
+    Bus(#[from] BusError),
+    /// A host resource.
+    #[error("Can't get {what} for the machine")]
+    Host {
+        /// What for.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The debug port's file.
+    #[error("Can't write the firmware's debug output to {}", path.display())]
+    Debug {
+        /// Its path.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// ACPI tables.
+    #[error(transparent)]
+    Acpi(#[from] crate::tables::acpi::AcpiError),
+    /// Firmware data.
+    #[error("Can't describe the machine to its firmware")]
+    Firmware(#[from] edgevmm_devices::legacy::fw_cfg::FwCfgError),
+}
+
+fn host(what: &'static str) -> impl Fn(std::io::Error) -> BuildError {
+    move |source| BuildError::Host { what, source }
+}
+
+/// The topology that `cpus` asks for; one socket with a core for each vCPU by default.
+fn topology(cpus: &CpuConfig) -> Topology {
+    let threads = cpus.threads.unwrap_or(1).max(1);
+    let sockets = match (cpus.sockets, cpus.cores) {
+        (Some(sockets), _) => sockets.max(1),
+        (None, Some(cores)) => (cpus.count / cores.max(1) / threads).max(1),
+        (None, None) => 1,
+    };
+    let cores = cpus.cores.unwrap_or(cpus.count / sockets / threads).max(1);
+    Topology {
+        sockets,
+        cores,
+        threads,
+    }
+}
+
+/// Devices on the PCI bus, as they are added.
+struct PciBuilder<'a> {
+    host: PciHost,
+    interrupts: &'a Interrupts,
+    platform: &'a Platform,
+    memory: &'a Arc<GuestMemory>,
+    /// BARs are placed by us when no firmware does it.
+    place_bars: bool,
+    next_slot: u8,
+}
+
+impl PciBuilder<'_> {
+    /// Adds `device` and gives its slot.
+    fn add(&mut self, device: Box<dyn VirtioDevice>) -> Result<u8, BuildError> {
+        let slot = self.next_slot;
+        if slot >= PCI_SLOTS {
+            return Err(BuildError::Slots);
+        }
+        let vectors = VirtioPci::vectors_needed(&*device)?;
+        let msi = self
+            .interrupts
+            .vectors(vectors)
+            .map_err(host("interrupt events"))?;
+        let irq = PCI_IRQS[usize::from(slot) % PCI_IRQS.len()];
+        let intx = self.interrupts.line(irq).ok_or(BuildError::Slots)?;
+        let bar = u64::from(slot - 1) * u64::from(VirtioPci::BAR_LEN) + PCI_WINDOW_BASE;
+        let config = VirtioPciConfig {
+            slot: self.host.slot(slot)?,
+            platform: self.platform.clone(),
+            msi,
+            intx,
+            memory: Arc::clone(self.memory),
+            bar_address: u32::try_from(bar).ok().filter(|_| self.place_bars),
+        };
+        self.host
+            .add(slot, shared(VirtioPci::new(device, config)?))?;
+        self.next_slot += 1;
+        Ok(slot)
+    }
+}
+
+/// A disk that is open.
+struct OpenDisk {
+    name: String,
+    serial: String,
+    queues: u16,
+    backend: Arc<dyn BlockBackend>,
+    /// Its place in the boot order; `None` is not booted from.
+    boot_order: Option<u32>,
+}
+
+fn open_disks(config: &VmConfig, uuid: Uuid) -> Result<Vec<OpenDisk>, BuildError> {
+    let queues = u16::from(config.cpus.count).clamp(1, DISK_QUEUES_MAX);
+    let mut disks = Vec::new();
+    for (index, disk) in config.disks.iter().enumerate() {
+        disks.push(OpenDisk {
+            name: format!("disk{index}"),
+            serial: disk.serial.clone().unwrap_or_default(),
+            queues: disk.queues.unwrap_or(queues),
+            backend: open_disk(disk)?,
+            // Those without a place follow those with one.
+            boot_order: Some(disk.bootindex.unwrap_or(u32::MAX)),
+        });
+    }
+    if let Some(cloud_init) = &config.cloud_init {
+        disks.push(OpenDisk {
+            name: "seed".into(),
+            serial: "cloud-init".into(),
+            queues: 1,
+            backend: seed_disk(cloud_init, uuid)?,
+            boot_order: None,
+        });
+    }
+    Ok(disks)
+}
+
+/// The console: its hub, and the ends of both devices, of which one is heard.
+struct ConsoleParts {
+    hub: Arc<ConsoleHub>,
+    pty: Option<Pty>,
+    serial: (Arc<dyn ConsoleSink>, Arc<ConsoleInput>),
+    virtio: (Arc<dyn ConsoleSink>, Arc<ConsoleInput>),
+}
+
+/// A console end where nobody listens.
+#[derive(Debug)]
+struct Unheard;
+
+impl ConsoleSink for Unheard {
+    fn write(&self, _: &[u8]) {}
+}
+
+fn open_console(config: &VmConfig) -> Result<ConsoleParts, BuildError> {
+    let input = || {
+        ConsoleInput::new()
+            .map(Arc::new)
+            .map_err(host("console events"))
+    };
+    let hub = ConsoleHub::new(input()?);
+    let heard: (Arc<dyn ConsoleSink>, _) = (hub.clone(), Arc::clone(hub.input()));
+    let unheard: (Arc<dyn ConsoleSink>, _) = (Arc::new(Unheard), input()?);
+    let (serial, virtio) = match config.console.device {
+        ConsoleDevice::Serial => (heard, unheard),
+        ConsoleDevice::Virtio => (unheard, heard),
+    };
+    let pty = match &config.console.output {
+        ConsoleOutput::Pty => Some(Pty::open(&hub)?),
+        ConsoleOutput::File(path) => {
+            ends::to_file(&hub, path)?;
+            None
+        }
+        // Whoever starts us connects the standard streams; see `Started`.
+        ConsoleOutput::Stdio | ConsoleOutput::None => None,
+    };
+    Ok(ConsoleParts {
+        hub,
+        pty,
+        serial,
+        virtio,
+    })
+}
+
+impl Machine {
+    /// Builds the machine that `config` describes. Its devices report to `mailbox`.
+    ///
+    /// # Errors
+    /// Names what can't be had and why; nothing was changed then.
+    pub fn build(config: &VmConfig, mailbox: &Mailbox) -> Result<Machine, BuildError> {
+        let uuid = identity::uuid(config);
+        let kvm = kvm::open()?;
+        let disks = open_disks(config, uuid)?;
+        let (nics, net_helpers) = network::open(config, uuid)?;
+        let console = open_console(config)?;
+        let debug = config.debugcon.as_deref().map(|path| {
+            debug_sink(path).map_err(|source| BuildError::Debug {
+                path: path.to_path_buf(),
+                source,
+            })
+        });
+        let debug = debug.transpose()?;
+        let firmware = match &config.boot.kernel {
+            None => Some(Firmware::open(config.boot.bios.as_deref())?),
+            Some(_) => None,
+        };
+
+        let memory = memory::create(config.memory.size.0, config.memory.hugepages)?;
+        let mut vm = Vm::new(&kvm, &memory)?;
+        if let Some(firmware) = &firmware {
+            let (address, rom) = firmware.rom();
+            vm.map_readonly(address, ReadOnlyMemory::Rom(rom))?;
+        }
+        let window = PCI_WINDOW_BASE..PCI_WINDOW_BASE + PCI_WINDOW_LEN;
+        let pci_host = PciHost::new(window)?;
+        vm.create_interrupt_controllers()?;
+        let interrupts = Interrupts::new(vm.fd())?;
+        let device_thread = DeviceThread::start().map_err(host("a device thread"))?;
+        let platform = Platform {
+            doorbells: Arc::new(KvmDoorbells::new(Arc::clone(vm.fd()))),
+            device_loop: device_thread.handle(),
+            control: mailbox.control(),
+        };
+
+        let mut pci = PciBuilder {
+            host: pci_host,
+            interrupts: &interrupts,
+            platform: &platform,
+            memory: &memory,
+            place_bars: firmware.is_none(),
+            next_slot: 1,
+        };
+        let boot_slots = add_disks(&mut pci, &disks)?;
+        for nic in nics {
+            pci.add(nic.into_device(Arc::clone(&platform.device_loop)))?;
+        }
+        pci.add(Box::new(Rng::new(Arc::clone(&platform.device_loop))))?;
+        let resizer = match config.console.device {
+            ConsoleDevice::Serial => None,
+            ConsoleDevice::Virtio => {
+                let (sink, input) = console.virtio;
+                let device = ConsoleConfig {
+                    sink,
+                    input,
+                    size: TerminalSize::default(),
+                };
+                let device = Console::new(device, Arc::clone(&platform.device_loop));
+                let resizer = device.resizer();
+                pci.add(Box::new(device))?;
+                Some(resizer)
+            }
+        };
+        let pci = Arc::new(pci.host);
+        vm.map_readonly(ECAM_BASE, ReadOnlyMemory::PciConfig(Arc::clone(&pci)))?;
+
+        let topology = topology(&config.cpus);
+        let description = firmware_data::describe(config, topology, uuid);
+        let fw_cfg = match &firmware {
+            Some(_) => Some(firmware_data::fw_cfg(&description, &boot_slots)?),
+            None => None,
+        };
+        let line = |gsi| interrupts.line(gsi).ok_or(BuildError::Slots);
+        let legacy = LegacyDevices::new(LegacyConfig {
+            platform: &platform,
+            memory: Arc::clone(&memory),
+            ram: config.memory.size.0,
+            cpus: config.cpus.count,
+            com1: line(COM1_IRQ)?,
+            rtc: line(RTC_IRQ)?,
+            sci: line(SCI_IRQ)?,
+            serial: console.serial,
+            fw_cfg,
+            debug,
+        });
+        let legacy = legacy.map_err(host("the real-time clock's timer"))?;
+        legacy
+            .serve(&platform)
+            .map_err(host("the legacy devices' events"))?;
+        let mut buses = Buses::default();
+        legacy.attach(&mut buses)?;
+        attach_pci(&pci, &platform, firmware.is_some(), &mut buses)?;
+
+        let mut boot = match (firmware, &config.boot.kernel) {
+            (Some(firmware), _) => Boot::Firmware(firmware),
+            (None, kernel) => Boot::Kernel(Kernel::open(
+                kernel
+                    .as_deref()
+                    .unwrap_or_else(|| std::path::Path::new("")),
+                config.boot.initrd.as_deref(),
+                command_line(config),
+                firmware_data::kernel_tables(&description)?,
+            )?),
+        };
+        let entry = boot.load(&memory)?;
+        let chips = vm.chips()?;
+        let surroundings = Surroundings {
+            buses: Arc::new(buses),
+            memory: Arc::clone(&memory),
+            report: mailbox.vcpu_report(),
+        };
+        let vcpus = create_vcpus(&kvm, &vm, topology, config.cpus.count)?;
+        let vcpus = Vcpus::start(vcpus, &surroundings, entry)?;
+        Ok(Machine {
+            vcpus,
+            pci,
+            legacy,
+            disks: disks
+                .into_iter()
+                .map(|disk| (disk.name, disk.backend))
+                .collect(),
+            _device_thread: device_thread,
+            _net_helpers: net_helpers,
+            pty: console.pty,
+            resizer,
+            console: console.hub,
+            boot,
+            chips,
+            _interrupts: interrupts,
+            vm,
+            memory,
+        })
+    }
+}
+
+/// Adds the disks and gives the slots of those to boot from, in order.
+fn add_disks(pci: &mut PciBuilder<'_>, disks: &[OpenDisk]) -> Result<Vec<u8>, BuildError> {
+    let mut order = Vec::new();
+    for disk in disks {
+        let block = BlockConfig {
+            name: disk.name.clone(),
+            serial: disk.serial.clone(),
+            queues: disk.queues,
+        };
+        let slot = pci.add(Box::new(Block::new(block, Arc::clone(&disk.backend))))?;
+        if let Some(place) = disk.boot_order {
+            order.push((place, slot));
+        }
+    }
+    order.sort_unstable();
+    Ok(order.into_iter().map(|(_, slot)| slot).collect())
+}
+
+/// Puts PCI on the buses.
+///
+/// A kernel that starts without firmware finds no configuration ports: it then takes ECAM for
+/// everything, which it reads from memory, where through the ports each read is an exit.
+fn attach_pci(
+    pci: &Arc<PciHost>,
+    platform: &Platform,
+    firmware: bool,
+    buses: &mut Buses,
+) -> Result<(), BusError> {
+    let (host, control) = (|| Arc::clone(pci), Arc::clone(&platform.control));
+    if firmware {
+        let ports = shared(PciConfigPorts::new(host(), control));
+        buses
+            .pio
+            .insert(u64::from(PCI_CONFIG_PORT), PciConfigPorts::LEN, ports)?;
+    } else {
+        let port = shared(PciResetPort::new(host(), control));
+        buses.pio.insert(u64::from(RESET_PORT), 1, port)?;
+    }
+    buses
+        .mmio
+        .insert(ECAM_BASE, ECAM_LEN, Arc::new(PciEcam::new(host())))?;
+    buses.mmio.insert(
+        PCI_WINDOW_BASE,
+        PCI_WINDOW_LEN,
+        Arc::new(PciWindow::new(host())),
+    )
+}
+
+/// The user's command line, or one that puts the kernel's messages on the console.
+fn command_line(config: &VmConfig) -> String {
+    let console = match config.console.device {
+        ConsoleDevice::Serial => "console=ttyS0",
+        ConsoleDevice::Virtio => "console=hvc0",
+    };
+    config
+        .boot
+        .cmdline
+        .clone()
+        .unwrap_or_else(|| console.to_owned())
+}
+
+fn create_vcpus(
+    kvm: &kvm_ioctls::Kvm,
+    vm: &Vm,
+    topology: Topology,
+    count: u8,
+) -> Result<Vec<Vcpu>, KvmError> {
+    let supported = cpuid::supported(kvm)?;
+    let indices = msrs::state_indices(kvm)?;
+    let create = |index| {
+        let apic_id = u64::from(topology.apic_id(index));
+        let fd = vm.fd().create_vcpu(apic_id).map_err(call("make a vCPU"))?;
+        let cpuid = cpuid::for_vcpu(&supported, topology, index)?;
+        fd.set_cpuid2(&cpuid).map_err(call("set a vCPU's CPUID"))?;
+        Vcpu::new(index, fd, &indices)
+    };
+    (0..count).map(create).collect()
+}

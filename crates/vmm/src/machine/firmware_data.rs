@@ -1,0 +1,123 @@
+//! What firmware or a kernel is told of the machine.
+
+use edgevmm_config::VmConfig;
+use edgevmm_devices::legacy::fw_cfg::{Content, FwCfgError, FwCfgItems, NumberedItems};
+use uuid::Uuid;
+
+use super::BuildError;
+use crate::boot::kernel::KernelTables;
+use crate::kvm::cpuid::Topology;
+use crate::layout::{ACPI_TABLES, COM1_PORT};
+use crate::tables::acpi::{AcpiConfig, AcpiTables};
+use crate::tables::smbios::{self, SmbiosConfig};
+use crate::tables::{PlacedBytes, e820};
+
+/// Milliseconds that SeaBIOS waits before it tries again to boot; it resets the machine then.
+const BOOT_FAIL_WAIT_MS: u32 = 60_000;
+
+/// The machine as its tables tell it.
+#[derive(Debug)]
+pub(super) struct Description {
+    ram: u64,
+    cpus: u8,
+    apic_ids: Vec<u32>,
+    topology: Topology,
+    uuid: Uuid,
+    serial: Option<String>,
+}
+
+pub(super) fn describe(config: &VmConfig, topology: Topology, uuid: Uuid) -> Description {
+    Description {
+        ram: config.memory.size.0,
+        cpus: config.cpus.count,
+        apic_ids: (0..config.cpus.count)
+            .map(|index| topology.apic_id(index))
+            .collect(),
+        topology,
+        uuid,
+        serial: config.identity.serial.clone(),
+    }
+}
+
+impl Description {
+    fn acpi(&self) -> AcpiTables {
+        AcpiTables::new(&AcpiConfig {
+            apic_ids: &self.apic_ids,
+            i8042: false,
+        })
+    }
+
+    fn smbios(&self) -> SmbiosConfig<'_> {
+        SmbiosConfig {
+            uuid: self.uuid,
+            serial: self.serial.as_deref(),
+            sockets: self.topology.sockets,
+            cores: self.topology.cores,
+            threads: self.topology.threads,
+            ram: self.ram,
+        }
+    }
+}
+
+/// The tables as a kernel without firmware finds them in memory.
+pub(super) fn kernel_tables(description: &Description) -> Result<KernelTables, BuildError> {
+    let mut tables: Vec<PlacedBytes> = description.acpi().place()?;
+    tables.extend(smbios::place(&description.smbios()));
+    let memory_map = e820::kernel_map(description.ram);
+    Ok(KernelTables {
+        memory_map,
+        rsdp: ACPI_TABLES,
+        tables,
+    })
+}
+
+/// The items that SeaBIOS asks for. It boots from `boot_slots` in that order.
+pub(super) fn fw_cfg(
+    description: &Description,
+    boot_slots: &[u8],
+) -> Result<FwCfgItems, FwCfgError> {
+    let highest = description.apic_ids.iter().max().copied().unwrap_or(0);
+    let mut items = FwCfgItems::new(NumberedItems {
+        cpus: u16::from(description.cpus),
+        max_cpus: u16::try_from(highest + 1).unwrap_or(u16::MAX),
+        boot_menu: false,
+    });
+    let map = e820::encode(&e820::firmware_map(description.ram));
+    items.add_file(e820::FILE, map.into())?;
+    let files = description.acpi().into_files();
+    let files = files
+        .into_iter()
+        .chain(smbios::files(&description.smbios()));
+    for (name, bytes) in files {
+        items.add_file(name, bytes.into())?;
+    }
+    items.add_file("bootorder", boot_order(boot_slots).into_bytes().into())?;
+    items.add_file("etc/sercon-port", Content::from(u64::from(COM1_PORT)))?;
+    items.add_file(
+        "etc/boot-fail-wait",
+        BOOT_FAIL_WAIT_MS.to_le_bytes().to_vec().into(),
+    )?;
+    Ok(items)
+}
+
+/// Paths in OpenFirmware's form, a line each.
+fn boot_order(slots: &[u8]) -> String {
+    let paths = slots
+        .iter()
+        .map(|slot| format!("/pci@i0cf8/scsi@{slot:x}/disk@0,0\n"));
+    paths.collect::<String>() + "\0"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boot_order_is_in_hexadecimal() {
+        let order = boot_order(&[1, 10]);
+        assert_eq!(
+            order,
+            "/pci@i0cf8/scsi@1/disk@0,0\n/pci@i0cf8/scsi@a/disk@0,0\n\0"
+        );
+    }
+}

@@ -1,0 +1,161 @@
+//! The devices that every PC has, wherever it boots from.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use edgevmm_devices::GuestMemory;
+use edgevmm_devices::bus::{BusError, Shared, lock, shared};
+use edgevmm_devices::console::{ConsoleInput, ConsoleSink};
+use edgevmm_devices::legacy::acpi_pm::{AcpiPm, AcpiPmConfig};
+use edgevmm_devices::legacy::clock::{MonotonicClock, WallClock};
+use edgevmm_devices::legacy::cmos::{Cmos, CmosConfig, CmosMachine};
+use edgevmm_devices::legacy::debug_port::{DebugPort, LineSink};
+use edgevmm_devices::legacy::fw_cfg::{FwCfg, FwCfgItems};
+use edgevmm_devices::legacy::i8042::{ControlPortA, I8042};
+use edgevmm_devices::legacy::serial::{Serial, SerialConfig};
+use edgevmm_devices::platform::{IrqLine, Platform};
+
+use crate::kvm::vcpu::Buses;
+use crate::layout::{
+    ACPI_PM_PORT, CMOS_PORT, COM1_PORT, CONTROL_PORT_A, DEBUG_PORT, FW_CFG_PORT, I8042_PORT,
+    LOW_RAM_END,
+};
+
+/// What the legacy devices are connected to.
+pub(super) struct LegacyConfig<'a> {
+    pub platform: &'a Platform,
+    pub memory: Arc<GuestMemory>,
+    pub ram: u64,
+    pub cpus: u8,
+    pub com1: Arc<dyn IrqLine>,
+    pub rtc: Arc<dyn IrqLine>,
+    pub sci: Arc<dyn IrqLine>,
+    /// Ends of the serial port.
+    pub serial: (Arc<dyn ConsoleSink>, Arc<ConsoleInput>),
+    /// Items for firmware; none when a kernel starts straight.
+    pub fw_cfg: Option<FwCfgItems>,
+    pub debug: Option<Arc<dyn LineSink>>,
+}
+
+/// The legacy devices of a machine.
+#[derive(Debug)]
+pub(super) struct LegacyDevices {
+    serial: Shared<Serial>,
+    cmos: Shared<Cmos>,
+    i8042: Shared<I8042>,
+    control_a: Shared<ControlPortA>,
+    acpi_pm: Shared<AcpiPm>,
+    fw_cfg: Option<Shared<FwCfg>>,
+    debug: Option<Shared<DebugPort>>,
+}
+
+impl LegacyDevices {
+    pub fn new(config: LegacyConfig<'_>) -> io::Result<LegacyDevices> {
+        let control = &config.platform.control;
+        let (sink, input) = config.serial;
+        let acpi_pm = AcpiPmConfig {
+            sci: config.sci,
+            control: Arc::clone(control),
+            clock: Arc::new(MonotonicClock::default()),
+        };
+        let cmos = CmosConfig {
+            irq: config.rtc,
+            clock: Arc::new(WallClock),
+            machine: CmosMachine {
+                low_ram: config.ram.min(LOW_RAM_END),
+                high_ram: config.ram.saturating_sub(LOW_RAM_END),
+                cpus: config.cpus,
+            },
+        };
+        Ok(LegacyDevices {
+            serial: shared(Serial::new(SerialConfig {
+                irq: config.com1,
+                sink,
+                input,
+            })),
+            cmos: shared(Cmos::new(cmos)?),
+            i8042: shared(I8042::new(Arc::clone(control))),
+            control_a: shared(ControlPortA::new(Arc::clone(control))),
+            acpi_pm: shared(AcpiPm::new(acpi_pm)),
+            fw_cfg: config
+                .fw_cfg
+                .map(|items| shared(FwCfg::new(config.memory, items))),
+            debug: config.debug.map(|sink| shared(DebugPort::new(sink))),
+        })
+    }
+
+    /// Puts the devices on the port bus.
+    pub fn attach(&self, buses: &mut Buses) -> Result<(), BusError> {
+        let ports = &mut buses.pio;
+        let at = u64::from;
+        ports.insert(at(COM1_PORT), 8, self.serial.clone())?;
+        ports.insert(at(CMOS_PORT), 2, self.cmos.clone())?;
+        ports.insert(at(I8042_PORT), 5, self.i8042.clone())?;
+        ports.insert(at(CONTROL_PORT_A), 1, self.control_a.clone())?;
+        ports.insert(at(ACPI_PM_PORT), 12, self.acpi_pm.clone())?;
+        if let Some(fw_cfg) = &self.fw_cfg {
+            ports.insert(at(FW_CFG_PORT), 12, fw_cfg.clone())?;
+        }
+        if let Some(debug) = &self.debug {
+            ports.insert(at(DEBUG_PORT), 1, debug.clone())?;
+        }
+        Ok(())
+    }
+
+    /// Brings what is typed to the serial port, and the clock's interrupts to the guest.
+    pub fn serve(&self, platform: &Platform) -> io::Result<()> {
+        platform
+            .device_loop
+            .add(Box::new(Serial::handler(&self.serial)))?;
+        platform
+            .device_loop
+            .add(Box::new(Cmos::handler(&self.cmos)))?;
+        Ok(())
+    }
+
+    pub fn press_power_button(&self) {
+        lock(&self.acpi_pm).press_power_button();
+    }
+
+    pub fn reset(&self) {
+        lock(&self.serial).reset();
+        lock(&self.cmos).reset();
+        lock(&self.i8042).reset();
+        lock(&self.control_a).reset();
+        lock(&self.acpi_pm).reset();
+        if let Some(fw_cfg) = &self.fw_cfg {
+            lock(fw_cfg).reset();
+        }
+        if let Some(debug) = &self.debug {
+            lock(debug).reset();
+        }
+    }
+}
+
+/// Writes debug lines to a file or standard error.
+struct LineWriter(Mutex<Box<dyn Write + Send>>);
+
+impl std::fmt::Debug for LineWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("LineWriter")
+    }
+}
+
+impl LineSink for LineWriter {
+    fn line(&self, line: &str) {
+        // The debug log is a help, not a promise: a full disk must not stop the guest.
+        let _ = writeln!(lock(&self.0), "{line}");
+    }
+}
+
+/// Opens the target of debug lines: `-` is standard error.
+pub(super) fn debug_sink(path: &Path) -> io::Result<Arc<dyn LineSink>> {
+    let target: Box<dyn Write + Send> = if path == Path::new("-") {
+        Box::new(io::stderr())
+    } else {
+        Box::new(OpenOptions::new().create(true).append(true).open(path)?)
+    };
+    Ok(Arc::new(LineWriter(Mutex::new(target))))
+}

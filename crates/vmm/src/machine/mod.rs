@@ -1,0 +1,139 @@
+//! A machine: its parts, and what can be done to them as a whole.
+//!
+//! Everything here happens on the main thread. Who owns what: the machine owns its vCPUs, the
+//! PCI bus (which owns the functions, which own the devices), the legacy devices, the device
+//! thread, the console's host ends and the helper processes of its networks.
+
+mod builder;
+mod firmware_data;
+pub mod identity;
+mod legacy;
+mod network;
+mod storage;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use edgevmm_block::BlockBackend;
+use edgevmm_devices::GuestMemory;
+use edgevmm_devices::pci::PciHost;
+use edgevmm_devices::virtio::console::Resizer;
+
+pub use builder::BuildError;
+pub use network::NetworkError;
+pub use storage::StorageError;
+
+use crate::boot::{Boot, BootError};
+use crate::console::ConsoleHub;
+use crate::console::ends::Pty;
+use crate::device_loop::DeviceThread;
+use crate::kvm::interrupts::Interrupts;
+use crate::kvm::vcpu::Vcpus;
+use crate::kvm::{ChipState, KvmError, Vm};
+use legacy::LegacyDevices;
+use network::NetHelper;
+
+/// Why a machine could not be reset.
+#[derive(Debug, thiserror::Error)]
+pub enum ResetError {
+    /// KVM refused.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// What starts the guest can't be loaded again.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+}
+
+/// A virtual machine, built and ready to run.
+///
+/// The fields are in the order in which they must go: first what runs, last what it runs on.
+#[derive(Debug)]
+pub struct Machine {
+    vcpus: Vcpus,
+    pci: Arc<PciHost>,
+    legacy: LegacyDevices,
+    disks: Vec<(String, Arc<dyn BlockBackend>)>,
+    _device_thread: DeviceThread,
+    _net_helpers: Vec<NetHelper>,
+    pty: Option<Pty>,
+    resizer: Option<Resizer>,
+    console: Arc<ConsoleHub>,
+    boot: Boot,
+    chips: ChipState,
+    _interrupts: Interrupts,
+    vm: Vm,
+    memory: Arc<GuestMemory>,
+}
+
+impl Machine {
+    /// The machine's console.
+    pub fn console(&self) -> &Arc<ConsoleHub> {
+        &self.console
+    }
+
+    /// The pseudo-terminal of the console, if it has one.
+    pub fn console_pty(&self) -> Option<PathBuf> {
+        self.pty.as_ref().map(|pty| pty.path().to_path_buf())
+    }
+
+    /// Tells the guest the size of the console's terminal, if its device can.
+    pub fn console_resizer(&self) -> Option<Resizer> {
+        self.resizer.clone()
+    }
+
+    /// Lets the vCPUs run.
+    pub fn resume(&self) {
+        self.vcpus.resume();
+    }
+
+    /// Halts the vCPUs; devices finish what they have begun.
+    pub fn pause(&self) {
+        self.vcpus.pause();
+    }
+
+    /// Presses the power button.
+    pub fn press_power_button(&self) {
+        self.legacy.press_power_button();
+    }
+
+    /// Returns everything but RAM and disks to the state after power-on. The vCPUs must be
+    /// paused, and stay so.
+    ///
+    /// # Errors
+    /// Fails when KVM refuses or the kernel file can't be read again.
+    pub fn reset(&mut self) -> Result<(), ResetError> {
+        self.pci.reset_all();
+        self.legacy.reset();
+        self.vm.restore_chips(&self.chips)?;
+        let entry = self.boot.load(&self.memory)?;
+        self.vcpus.reset(entry)?;
+        Ok(())
+    }
+
+    /// Stops everything and makes what the guest wrote durable.
+    ///
+    /// # Errors
+    /// Names the disks that could not be flushed.
+    pub fn shut_down(&mut self) -> Result<(), String> {
+        self.vcpus.pause();
+        // A reset takes the queues away from the devices, so no request is in flight after it.
+        self.pci.reset_all();
+        let mut failed = Vec::new();
+        for (name, disk) in &self.disks {
+            if disk.read_only() {
+                continue;
+            }
+            if let Err(error) = disk.flush() {
+                failed.push(format!("{name}: {error}"));
+            }
+        }
+        if failed.is_empty() {
+            Ok(())
+        } else {
+            Err(format!(
+                "The last writes may be lost on {}",
+                failed.join(", ")
+            ))
+        }
+    }
+}
