@@ -131,11 +131,6 @@ impl Ring {
         &self.kick
     }
 
-    /// The way to the driver.
-    pub fn notifier(&self) -> &Arc<dyn Notifier> {
-        &self.notifier
-    }
-
     /// Makes a chain that fits this ring.
     pub fn new_chain(&self) -> Chain {
         Chain::new(&self.memory, self.queue.size())
@@ -183,15 +178,6 @@ impl Ring {
     pub fn undo_pop(&mut self, count: u16) {
         let next = self.queue.next_avail().wrapping_sub(count);
         self.queue.set_next_avail(next);
-    }
-
-    /// Whether chains are available that were not popped.
-    ///
-    /// # Errors
-    /// The ring can't be read.
-    pub fn has_available(&self) -> Result<bool, DriverError> {
-        let index = self.queue.avail_idx(&*self.memory, Ordering::Acquire);
-        Ok(index.map_err(DriverError::Ring)?.0 != self.queue.next_avail())
     }
 
     /// Returns the chain of `head` to the driver with `len` bytes written.

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::io;
 
+use vm_memory::VolatileSlice;
+
 use super::backend::NetBackend;
 use super::device::NetStats;
 use crate::virtio::DriverError;
@@ -47,7 +49,9 @@ struct Posted {
 /// A receive queue in service.
 ///
 /// Chains are taken from the ring ahead of the frames, so that each frame costs one system call
-/// however many chains it takes; they are given back unused at the end.
+/// however many chains it takes; they are given back unused at the end. While the guest is short
+/// of buffers, frames go by way of `held`: how long a frame is shows only once it is received,
+/// and one that is too long for now must wait and not be lost.
 #[derive(Debug)]
 pub(super) struct RxQueue {
     pub(super) ring: Ring,
@@ -59,6 +63,23 @@ pub(super) struct RxQueue {
     mergeable: bool,
     /// Bytes of the longest frame to expect, with its header.
     longest: u64,
+    /// Kicks are on because buffers ran short.
+    kicks: bool,
+    /// A frame that waits for buffers, with its header.
+    held: Box<[u8]>,
+    /// Bytes in `held`; none waits if absent.
+    held_len: Option<usize>,
+}
+
+/// Whether chains wait for a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stock {
+    /// The longest frame fits, or what there is is all that the driver can give.
+    Full,
+    /// Short frames fit.
+    Low,
+    /// None does.
+    Empty,
 }
 
 impl RxQueue {
@@ -70,6 +91,10 @@ impl RxQueue {
             buffers,
             mergeable,
             longest,
+            kicks: false,
+            // Untouched pages of it cost nothing.
+            held: vec![0; MAX_FRAME].into(),
+            held_len: None,
         }
     }
 
@@ -108,65 +133,115 @@ impl RxQueue {
         backend: &mut dyn NetBackend,
         stats: &NetStats,
     ) -> Result<RxProgress, Stop> {
-        let before = if backend.vnet_header() { 0 } else { HEADER };
         for _ in 0..BUDGET {
             if self.ring.halted() {
                 return Ok(RxProgress::Halted);
             }
-            if !self.post()? {
-                return Ok(RxProgress::NoBuffers);
-            }
-            let (slices, room) = self.room();
-            let received = self
-                .buffers
-                .with_rest(slices, before, |parts| backend.recv(parts));
-            let Some(len) = received.map_err(Stop::Backend)? else {
+            let stock = self.stock()?;
+            let (placed, received) = match (self.held_len, stock) {
+                (_, Stock::Empty) => return Ok(RxProgress::NoBuffers),
+                (Some(len), Stock::Low) if len as u64 > self.room().1 => {
+                    return Ok(RxProgress::NoBuffers);
+                }
+                (Some(len), _) => (true, Some(self.unhold(len))),
+                (None, Stock::Full) => (true, self.receive_straight(backend)?),
+                (None, Stock::Low) => (false, self.receive_held(backend)?),
+            };
+            let Some(len) = received else {
                 return Ok(RxProgress::NoFrame);
             };
-            let len = before.saturating_add(len);
-            if len < HEADER + MIN_FRAME || len as u64 > room {
+            if !(HEADER + MIN_FRAME..=MAX_FRAME).contains(&len) {
                 stats.rx_dropped();
-                continue;
+            } else if !placed {
+                self.held_len = Some(len);
+            } else if len as u64 > self.room().1 {
+                stats.rx_dropped();
+            } else {
+                stats.received(len - HEADER);
+                self.deliver(len)?;
             }
-            if before > 0 {
-                self.buffers.write_at(0, &[0; HEADER]);
-            }
-            self.deliver(len)?;
-            stats.received(len - HEADER);
         }
         // Frames that the backend holds itself don't make its descriptor readable.
         let _ = self.ring.kick().write(1);
         Ok(RxProgress::BudgetSpent)
     }
 
-    /// Takes chains until the longest frame fits. False if the guest has to give more first, and
-    /// kick.
-    fn post(&mut self) -> Result<bool, DriverError> {
-        let mut kicks = false;
-        while !self.satisfied() {
-            if self.ring.pop(&mut self.chain)? {
-                self.take_chain()?;
-            } else if kicks {
-                return Ok(false);
-            } else {
-                kicks = true;
-                if !self.ring.enable_kicks()? {
-                    return Ok(false);
-                }
-            }
+    /// Receives a frame into the guest's buffers. Returns its length with the header.
+    fn receive_straight(&mut self, backend: &mut dyn NetBackend) -> Result<Option<usize>, Stop> {
+        let before = missing_header(backend);
+        let (slices, _) = self.room();
+        let received = self
+            .buffers
+            .with_rest(slices, before, |parts| backend.recv(parts));
+        let len = received.map_err(Stop::Backend)?;
+        if before > 0 && len.is_some() {
+            self.buffers.write_at(0, &[0; HEADER]);
         }
-        if kicks {
-            self.ring.disable_kicks()?;
-        }
-        Ok(true)
+        Ok(len.map(|len| before.saturating_add(len)))
     }
 
-    fn satisfied(&self) -> bool {
+    /// Receives a frame into `held`. Returns its length with the header.
+    fn receive_held(&mut self, backend: &mut dyn NetBackend) -> Result<Option<usize>, Stop> {
+        let before = missing_header(backend);
+        if let Some(header) = self.held.get_mut(..HEADER) {
+            header.fill(0);
+        }
+        let room = self.held.get_mut(before..).unwrap_or_default();
+        let len = backend
+            .recv(&[VolatileSlice::from(room)])
+            .map_err(Stop::Backend)?;
+        Ok(len.map(|len| before.saturating_add(len)))
+    }
+
+    /// Copies the frame of `len` bytes from `held` to the guest's buffers, as far as it fits.
+    fn unhold(&mut self, len: usize) -> usize {
+        self.held_len = None;
+        let (slices, _) = self.room();
+        let mut rest = self.held.get(..len).unwrap_or_default();
+        self.buffers.with_rest(slices, 0, |parts| {
+            for part in parts {
+                part.copy_from(rest);
+                rest = rest.get(part.len()..).unwrap_or_default();
+            }
+        });
+        len
+    }
+
+    /// Takes chains until the longest frame fits. With less than that, the driver was asked to
+    /// kick when it gives more.
+    fn stock(&mut self) -> Result<Stock, DriverError> {
+        let mut asked = false;
+        while !self.full() {
+            if self.ring.pop(&mut self.chain)? {
+                self.take_chain()?;
+            } else if !asked {
+                asked = true;
+                self.kicks = true;
+                if !self.ring.enable_kicks()? {
+                    break;
+                }
+            } else {
+                break;
+            }
+        }
+        if self.full() {
+            if self.kicks {
+                self.kicks = false;
+                self.ring.disable_kicks()?;
+            }
+            Ok(Stock::Full)
+        } else if self.posted.is_empty() {
+            Ok(Stock::Empty)
+        } else {
+            Ok(Stock::Low)
+        }
+    }
+
+    fn full(&self) -> bool {
         if !self.mergeable {
             return !self.posted.is_empty();
         }
         self.buffers.bytes() >= self.longest
-            // No more can be had: longer frames are lost, others are not.
             || self.posted.len() >= usize::from(self.ring.size())
             || !self.buffers.has_room_for(&self.chain.writable)
     }
@@ -217,6 +292,11 @@ impl RxQueue {
         self.buffers.remove_slices(slices);
         Ok(())
     }
+}
+
+/// Bytes of the header that the guest expects and `backend` doesn't give.
+fn missing_header(backend: &dyn NetBackend) -> usize {
+    if backend.vnet_header() { 0 } else { HEADER }
 }
 
 /// Who ended a round.

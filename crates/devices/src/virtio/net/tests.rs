@@ -245,6 +245,7 @@ fn headers_pass_through_a_backend_that_knows_them() {
     let mut got = [0; 300];
     assert_eq!(rig.hosts[0].recv(&mut got).unwrap(), 212);
     assert_eq!(got[..212], sent);
+    assert_eq!(rig.tx().wait_used(), (0, 0));
     assert_eq!(rig.net.stats().tx(), (1, 200));
 
     rig.net.deactivate();
@@ -280,6 +281,35 @@ fn frames_wait_for_buffers_and_buffers_for_room() {
         assert_eq!(rig.tx().wait_used(), (i as u32, 0));
     }
     assert_eq!(rig.net.stats().dropped(), (0, 0));
+}
+
+#[test]
+fn a_guest_short_of_buffers_gets_what_fits_and_loses_nothing() {
+    for vnet_header in [true, false] {
+        let mut rig = Rig::new(vnet_header);
+        let before = if vnet_header { HEADER } else { 0 };
+        rig.rx().write(DATA, &[0xff; 0x2000]);
+        rig.post(1, 300);
+        let sent = frame(before + 500);
+        rig.hosts[0].send(&sent[..before + 100]).unwrap();
+        assert_eq!(rig.rx().wait_used(), (0, 112));
+        assert_eq!(rig.rx().read(DATA + 12, 100), sent[before..before + 100]);
+        assert_eq!(rig.rx().read(DATA + 10, 2), [1, 0]);
+
+        rig.post(1, 300);
+        rig.hosts[0].send(&sent).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert!(rig.rx().take_used().is_none());
+        rig.rx().add(&[writable(DATA + 0x1000, 300)]);
+        rig.rx().kick();
+        assert_eq!(rig.rx().wait_used(), (1, 300));
+        assert_eq!(rig.rx().wait_used(), (2, 212));
+        let mut got = rig.rx().read(DATA + 12, 288);
+        got.extend(rig.rx().read(DATA + 0x1000, 212));
+        assert_eq!(got, sent[before..]);
+        assert_eq!(rig.rx().read(DATA + 10, 2), [2, 0]);
+        assert_eq!(rig.net.stats().dropped(), (0, 0));
+    }
 }
 
 #[test]
