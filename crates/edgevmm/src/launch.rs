@@ -91,18 +91,15 @@ impl Terminal {
         let Started {
             handle, console, ..
         } = started;
-        let stdin = Stream::stdin();
+        let stdin = Stream::stdin()?;
         let raw = RawMode::enter()?;
         let output = ends::copy_output(&console, Stream::stdout()?).map_err(io::Error::other)?;
-        // A service may be started with standard input closed.
-        if let Ok(stdin) = stdin {
-            if raw.is_some() {
-                term::notice("Ctrl-A x powers the machine off, Ctrl-A h shows help");
-                let keyboard = Keyboard::new(stdin, handle);
-                ends::copy_input(&console, keyboard).map_err(io::Error::other)?;
-            } else {
-                ends::copy_input(&console, stdin).map_err(io::Error::other)?;
-            }
+        if raw.is_some() {
+            term::notice("Ctrl-A x powers the machine off, Ctrl-A h shows help");
+            let keyboard = Keyboard::new(stdin, handle);
+            ends::copy_input(&console, keyboard).map_err(io::Error::other)?;
+        } else {
+            ends::copy_input(&console, stdin).map_err(io::Error::other)?;
         }
         Ok(Self { raw, output })
     }

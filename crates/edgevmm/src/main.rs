@@ -22,9 +22,15 @@ use tracing_subscriber::EnvFilter;
 use cli::{Cli, Command, JsonArg, LogArgs, RunArgs};
 use exit::{Failure, Outcome};
 
+/// Messages that are shown when nothing else is asked for.
+const DEFAULT_FILTER: &str = "warn";
+
 fn main() -> ExitCode {
     let result = match Cli::try_parse() {
-        Ok(cli) => start_log(&cli.log).and_then(|filter| dispatch(cli.command, &filter)),
+        Ok(cli) => {
+            let detached = matches!(cli.command, Command::Vmm(_));
+            start_log(&cli.log, detached).and_then(|filter| dispatch(cli.command, &filter))
+        }
         Err(error) => wrong_usage(&error),
     };
     result.unwrap_or_else(|failure| {
@@ -58,8 +64,9 @@ fn one_line(paragraph: &str) -> String {
     paragraph.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Sends messages to standard error. Returns the filter in use.
-fn start_log(args: &LogArgs) -> Result<String, Failure> {
+/// Sends messages to standard error: with time and place into a log or for who asked for more than
+/// warnings. Returns the filter in use.
+fn start_log(args: &LogArgs, detached: bool) -> Result<String, Failure> {
     let filter = match args.verbose {
         0 => args
             .log
@@ -72,16 +79,20 @@ fn start_log(args: &LogArgs) -> Result<String, Failure> {
     };
     let filter = filter
         .filter(|filter| !filter.is_empty())
-        .unwrap_or_else(|| "warn".to_owned());
+        .unwrap_or_else(|| DEFAULT_FILTER.to_owned());
     let parsed = EnvFilter::builder().parse(&filter).map_err(|error| {
         Failure::usage(anyhow::Error::from(error).context(format!("`{filter}` is no log filter")))
             .hint("write a level (error, warn, info, debug, trace), or levels by module")
     })?;
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .with_env_filter(parsed)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(|| term::Stderr)
-        .init();
+        .with_writer(|| term::Stderr);
+    if detached || filter != DEFAULT_FILTER {
+        log.init();
+    } else {
+        log.without_time().with_target(false).init();
+    }
     Ok(filter)
 }
 

@@ -66,7 +66,7 @@ fn restore() {
 /// Writes a line to standard error, on a line of its own also when the terminal is raw.
 pub fn notice(text: &str) {
     let raw = RAW.load(Ordering::Relaxed);
-    let start = if raw { "\r\n" } else { "" };
+    let start = if raw { "\n" } else { "" };
     let _ = Stderr.write_all(format!("{start}[{text}]\n").as_bytes());
 }
 

@@ -42,8 +42,9 @@ const SOFTWARE_FIX: &str = "use a host with VT-x or AMD-V (for a VM: with nested
 /// Warns before a machine is run where ordinary kernels can't run.
 pub fn warn_of_software_backend() {
     if let Backend::Software(module) = Backend::of(&Host::this()) {
-        tracing::warn!(
-            "KVM is emulated by {module} here, on which ordinary kernels do not start: {SOFTWARE_FIX}"
+        eprintln!(
+            "edgevmm: warning: KVM is emulated by {module} here, on which ordinary kernels do not \
+             start\nhint: {SOFTWARE_FIX}"
         );
     }
 }
