@@ -1,1 +1,84 @@
-//! End-to-end tests: real kernels and disks under the real binary.
+//! What the end-to-end tests are made of: a [`Host`] that runs `edgevmm` (this machine where its
+//! KVM boots stock kernels, else a machine of the nested-KVM lab), and [`Guest`], the other end of
+//! a machine's console.
+//!
+//! A test is a function of a host, run by [`on_host`] or one of its sisters. It waits for events,
+//! never for time to pass; limits of patience are those of the host, as a lab on a busy machine is
+//! some ten times slower than hardware.
+
+mod binary;
+mod command;
+mod guest;
+mod host;
+mod native;
+mod prepare;
+mod process;
+mod slots;
+
+use anyhow::{Context, Result};
+use xtask::lab::Machine;
+
+pub use command::{Command, Output};
+pub use guest::{Guest, SMALL};
+pub use host::{Host, Limit};
+pub use prepare::image;
+pub use process::Process;
+pub use xtask::images::{Image, Images};
+
+/// Runs a test where guests boot.
+///
+/// # Errors
+/// Whatever the test returns, after what all its commands said was printed.
+pub fn on_host(test: impl Fn(&Host) -> Result<()>) -> Result<()> {
+    retried(Host::start, test)
+}
+
+/// As [`on_host`], for a test that makes network interfaces or takes rights away, which takes root:
+/// without it, the lab is the place.
+///
+/// # Errors
+/// As [`on_host`].
+pub fn as_root(test: impl Fn(&Host) -> Result<()>) -> Result<()> {
+    retried(Host::start_as_root, test)
+}
+
+/// As [`on_host`], on a host with at least so many MiB of RAM.
+///
+/// # Errors
+/// As [`on_host`].
+pub fn on_big_host(memory_mib: u32, test: impl Fn(&Host) -> Result<()>) -> Result<()> {
+    let machine = Machine {
+        memory_mib,
+        ..Machine::default()
+    };
+    retried(|| Host::start_with(&machine), test)
+}
+
+/// Runs a test on this machine, whatever its KVM can do; for tests that start no guest.
+///
+/// # Errors
+/// As [`on_host`].
+pub fn on_this_machine(test: impl Fn(&Host) -> Result<()>) -> Result<()> {
+    retried(Host::this_machine, test)
+}
+
+/// Runs a test; a second time when it was the lab that broke, which is no failure of what is tested.
+fn retried(start: impl Fn() -> Result<Host>, test: impl Fn(&Host) -> Result<()>) -> Result<()> {
+    let host = start()?;
+    let Err(error) = attempt(&host, &test) else {
+        return Ok(());
+    };
+    if !host.is_broken() {
+        return Err(error);
+    }
+    eprintln!("The lab's machine ended by itself, so once more on another one: {error:#}");
+    drop(host);
+    attempt(&start()?, &test)
+}
+
+fn attempt(host: &Host, test: impl Fn(&Host) -> Result<()>) -> Result<()> {
+    test(host).with_context(|| {
+        host.print_machines();
+        format!("Failed on {host}; what its commands said is above")
+    })
+}

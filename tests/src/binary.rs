@@ -1,0 +1,45 @@
+//! The program under test.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+/// The root of the workspace.
+pub(crate) fn workspace() -> &'static Path {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap_or(manifest)
+}
+
+/// Cargo, as it was called to run this test.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace()).stdin(Stdio::null());
+    cargo
+}
+
+/// The path of `edgevmm`: `$EDGEVMM_BIN`, or else a release build of this workspace.
+pub(crate) fn edgevmm() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("EDGEVMM_BIN") {
+        return std::path::absolute(path).context("EDGEVMM_BIN is no path");
+    }
+    let output = cargo()
+        .args(["build", "--release", "--quiet", "--package", "edgevmm"])
+        .args([
+            "--bin",
+            "edgevmm",
+            "--message-format",
+            "json-render-diagnostics",
+        ])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("Cannot start cargo")?;
+    ensure!(output.status.success(), "edgevmm does not build");
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["target"]["name"] == "edgevmm")
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .context("cargo does not say where it put edgevmm")
+}

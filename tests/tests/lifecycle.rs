@@ -1,0 +1,164 @@
+//! Machines in the background: listed, paused, reset, stopped, killed, removed; and how they end.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use edgevmm_e2e::{Command, Guest, Host, Limit, SMALL, on_host};
+use serde_json::Value;
+
+/// SIGTERM.
+const TERMINATE: i32 = 15;
+
+fn shell_arguments(host: &Host, words: &str, more: &[&str]) -> Result<Vec<String>> {
+    let mut arguments = Guest::shell_arguments(host, words)?;
+    arguments.extend(SMALL.iter().chain(more).map(ToString::to_string));
+    Ok(arguments)
+}
+
+/// The exit code of a command of `edgevmm`.
+fn call(host: &Host, arguments: &[&str]) -> Result<i32> {
+    Ok(host.run(&host.edgevmm(arguments.iter().copied()))?.code)
+}
+
+/// The machines that `ps --json` lists, as `name:state`.
+fn listed(host: &Host, all: &[&str]) -> Result<Vec<String>> {
+    let ps = host.edgevmm(["ps", "--json"]).args(all.iter().copied());
+    let machines: Value = serde_json::from_str(&host.ok(&ps)?)?;
+    let machines = machines.as_array().context("ps prints no list")?;
+    let text = |machine: &Value, key: &str| machine[key].as_str().unwrap_or("?").to_owned();
+    Ok(machines
+        .iter()
+        .map(|machine| format!("{}:{}", text(machine, "name"), text(machine, "state")))
+        .collect())
+}
+
+fn inspect(host: &Host, name: &str) -> Result<Value> {
+    Ok(serde_json::from_str(
+        &host.ok(&host.edgevmm(["inspect", "--json", name]))?,
+    )?)
+}
+
+#[test]
+fn two_machines_in_the_background() -> Result<()> {
+    on_host(|host| {
+        for name in ["one", "two"] {
+            let arguments = shell_arguments(host, "", &["--detach", "--name", name])?;
+            ensure!(host.ok(&host.edgevmm(arguments))? == name);
+        }
+        ensure!(listed(host, &[])? == ["one:running", "two:running"]);
+        let taken = shell_arguments(host, "", &["--detach", "--name", "one"])?;
+        ensure!(
+            host.run(&host.edgevmm(taken))?.code == 2,
+            "A name was taken twice"
+        );
+
+        let mut one = Guest::start(host, ["console", "one"])?;
+        let mut two = Guest::start(host, ["console", "two"])?;
+        one.expect_shell()?;
+        two.expect_shell()?;
+
+        pause_and_resume(host, &mut one, &mut two)?;
+
+        ensure!(call(host, &["reset", "one"])? == 0);
+        one.expect_shell()?;
+        ensure!(inspect(host, "one")?["resets"] == 1);
+        ensure!(inspect(host, "two")?["resets"] == 0);
+        two.sh("true")?;
+
+        ensure!(
+            call(host, &["rm", "two"])? == 2,
+            "A running machine was removed"
+        );
+        kill_and_remove(host)?;
+        two.end(Limit::Command)?.expect_code(0)?;
+        one.sh("true")?;
+
+        // This guest has no driver for the power button.
+        ensure!(call(host, &["stop", "--timeout", "2", "one"])? == 4);
+        ensure!(inspect(host, "one")?["exit"]["reason"] == "stop-timeout");
+        ensure!(listed(host, &[])?.is_empty());
+        Ok(())
+    })
+}
+
+/// A paused guest gets no further, and another one does not notice.
+fn pause_and_resume(host: &Host, one: &mut Guest<'_>, two: &mut Guest<'_>) -> Result<()> {
+    one.type_in("while usleep 100000; do echo TICK; done\n")?;
+    one.expect("TICK\r\nTICK", Limit::Command)?;
+    ensure!(call(host, &["pause", "one"])? == 0);
+    ensure!(
+        call(host, &["pause", "one"])? == 0,
+        "Pausing twice is no error"
+    );
+    ensure!(listed(host, &[])? == ["one:paused", "two:running"]);
+    two.sh("true")?;
+    // What was printed before the pause has long arrived.
+    ensure!(
+        one.is_silent("TICK", Duration::from_secs(3)),
+        "A paused guest goes on"
+    );
+    one.skip();
+    ensure!(call(host, &["resume", "one"])? == 0);
+    one.expect("TICK", Limit::Command)?;
+    ensure!(
+        call(host, &["resume", "one"])? == 1,
+        "A running machine was resumed"
+    );
+    Ok(())
+}
+
+fn kill_and_remove(host: &Host) -> Result<()> {
+    let wait = host.spawn(&host.edgevmm(["wait", "two"]))?;
+    ensure!(call(host, &["kill", "two"])? == 0);
+    wait.wait(host.limit(Limit::Command))?.expect_code(4)?;
+    ensure!(listed(host, &[])? == ["one:running"]);
+    ensure!(listed(host, &["--all"])? == ["one:running", "two:killed"]);
+    ensure!(inspect(host, "two")?["exit"]["reason"] == "killed");
+    ensure!(call(host, &["wait", "two"])? == 4);
+    ensure!(
+        call(host, &["kill", "two"])? == 2,
+        "An ended machine was killed"
+    );
+    ensure!(call(host, &["rm", "two"])? == 0);
+    ensure!(call(host, &["inspect", "two"])? == 2);
+    ensure!(listed(host, &["--all"])? == ["one:running"]);
+    Ok(())
+}
+
+#[test]
+fn a_triple_fault_is_a_crash_with_registers() -> Result<()> {
+    on_host(|host| {
+        let mut guest = Guest::start(host, shell_arguments(host, "reboot=triple", &[])?)?;
+        guest.expect_shell()?;
+        guest.type_in("reboot -f\n")?;
+        let output = guest.end(Limit::Boot)?;
+        output.expect_code(3)?;
+        let stderr = output.stderr.to_lowercase();
+        for word in ["triple fault", "rip", "rsp", "cr3"] {
+            ensure!(stderr.contains(word), "No {word} in: {}", output.stderr);
+        }
+        Ok(())
+    })
+}
+
+/// In the foreground, SIGTERM presses the power button, and its deadline ends the guest; nothing of
+/// the machine is left.
+#[test]
+fn sigterm_ends_a_guest_that_does_not_care() -> Result<()> {
+    on_host(|host| {
+        let arguments = shell_arguments(host, "", &["--name", "front", "--stop-timeout", "3"])?;
+        let mut guest = Guest::start(host, arguments)?;
+        guest.expect_shell()?;
+        ensure!(listed(host, &[])? == ["front:running"]);
+        guest.signal(TERMINATE)?;
+        let output = guest.end(Limit::Boot)?;
+        output.expect_code(4)?;
+        ensure!(
+            output.stderr.contains("did not power off in time"),
+            "{}",
+            output.stderr
+        );
+        ensure!(host.ok(&Command::new("ls").args(["-A", "run"]))?.is_empty());
+        Ok(())
+    })
+}

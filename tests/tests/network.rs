@@ -1,0 +1,132 @@
+//! Both kinds of network interface, in one machine: addresses, and 64 MiB each way.
+
+use anyhow::{Context, Result, ensure};
+use edgevmm_e2e::{Command, Guest, Host, Limit, Process, as_root};
+
+/// The tap's address on the host; the guest gets one beside it.
+const TAP_HOST: &str = "192.168.77.1";
+/// The host's loopback, as the guest of a user network sees it.
+const USER_HOST: &str = "10.0.2.2";
+
+/// A tap with an address, and a DHCP server on it.
+fn make_tap(host: &Host) -> Result<Process<'_>> {
+    let script = format!(
+        "modprobe tun || true; ip tuntap add dev evmtap0 mode tap; \
+         ip address add {TAP_HOST}/24 dev evmtap0; ip link set evmtap0 up; touch leases"
+    );
+    host.ok(&Command::script(script))?;
+    let config = format!(
+        "interface evmtap0\nstart 192.168.77.50\nend 192.168.77.60\nlease_file {}\n\
+         pidfile {}\noption subnet 255.255.255.0\n",
+        host.path("leases"),
+        host.path("udhcpd.pid")
+    );
+    let config = host.write("udhcpd.conf", &config)?;
+    host.spawn(&Command::new(host.busybox()?).args(["udhcpd", "-f", "-S", &config]))
+}
+
+fn remove_tap(host: &Host) -> Result<()> {
+    host.ok(&Command::script("ip link delete evmtap0"))?;
+    Ok(())
+}
+
+/// Waits until somebody of the host listens to a TCP port.
+fn wait_for_listener(host: &Host, port: u16) -> Result<()> {
+    let script = format!("until ss -Htln 'sport = {port}' | grep -q .; do sleep 0.05; done");
+    host.ok(&Command::script(script))?;
+    Ok(())
+}
+
+fn checked(guest: &mut Guest<'_>, file: &str, expected: &str) -> Result<()> {
+    let hash = guest.sh(&format!("sha256sum {file}"))?;
+    ensure!(hash.starts_with(expected), "{hash} in place of {expected}");
+    Ok(())
+}
+
+/// The guest connects to the host's `address` and fetches the payload.
+fn fetch(
+    host: &Host,
+    guest: &mut Guest<'_>,
+    listen: &str,
+    address: &str,
+    hash: &str,
+) -> Result<()> {
+    let port = host.free_port()?;
+    let serve = host.spawn(&Command::script(format!(
+        "nc -N -l {listen} {port} < payload"
+    )))?;
+    wait_for_listener(host, port)?;
+    guest.sh(&format!("nc {address} {port} < /dev/null > /got"))?;
+    serve.wait(host.limit(Limit::Command))?.expect_code(0)?;
+    checked(guest, "/got", hash)
+}
+
+/// The guest connects to the host's `address` and sends back what it has fetched.
+fn send(host: &Host, guest: &mut Guest<'_>, listen: &str, address: &str, hash: &str) -> Result<()> {
+    let port = host.free_port()?;
+    let take = host.spawn(&Command::script(format!(
+        "nc -d -l {listen} {port} > returned"
+    )))?;
+    wait_for_listener(host, port)?;
+    guest.sh(&format!("nc {address} {port} < /got"))?;
+    take.wait(host.limit(Limit::Boot))?.expect_code(0)?;
+    let returned = host.sha256("returned")?;
+    ensure!(returned == hash, "{returned} in place of {hash}");
+    guest.sh("rm /got")?;
+    Ok(())
+}
+
+/// The host connects to the guest through a forwarded port.
+fn push(host: &Host, guest: &mut Guest<'_>, forward: u16, hash: &str) -> Result<()> {
+    guest
+        .sh("{ nc -l -p 7 > /got & }; until netstat -tln | grep -q ':7 '; do usleep 50000; done")?;
+    host.ok(&Command::script(format!(
+        "nc -N 127.0.0.1 {forward} < payload"
+    )))?;
+    guest.sh("wait")?;
+    checked(guest, "/got", hash)
+}
+
+#[test]
+fn tap_and_user_network_carry_data_both_ways() -> Result<()> {
+    as_root(|host| {
+        let dhcp = make_tap(host)?;
+        host.ok(&Command::script("head -c 64M /dev/urandom > payload"))?;
+        let hash = host.sha256("payload")?;
+        let forward = host.free_port()?;
+        let mut arguments = Guest::shell_arguments(host, "")?;
+        let publish = format!("{forward}:7");
+        let machine = ["--cpus", "1", "--memory", "512M", "-p", &publish];
+        arguments.extend(machine.map(String::from));
+        let nets = [
+            "--net",
+            "tap=evmtap0,mac=52:54:00:aa:bb:cc",
+            "--net",
+            "user,host_loopback",
+        ];
+        arguments.extend(nets.map(String::from));
+        let mut guest = Guest::start(host, arguments)?;
+        guest.expect_shell()?;
+
+        for (interface, begin) in [("eth0", "192.168.77."), ("eth1", "10.0.2.15")] {
+            let said = guest.sh(&format!("ifconfig {interface}"))?;
+            ensure!(said.contains(&format!("inet addr:{begin}")), "{said}");
+        }
+        let mac = guest.sh("cat /sys/class/net/eth0/address")?;
+        ensure!(mac == "52:54:00:aa:bb:cc", "{mac}");
+
+        fetch(host, &mut guest, TAP_HOST, TAP_HOST, &hash)?;
+        send(host, &mut guest, TAP_HOST, TAP_HOST, &hash)?;
+        fetch(host, &mut guest, "127.0.0.1", USER_HOST, &hash)?;
+        send(host, &mut guest, "127.0.0.1", USER_HOST, &hash)?;
+        push(host, &mut guest, forward, &hash)?;
+
+        guest.type_in("poweroff -f\n")?;
+        guest.end(Limit::Boot)?.expect_code(0)?;
+        let passt = "! pgrep -x passt; ! pgrep -x passt.avx2";
+        host.ok(&Command::script(passt))
+            .context("passt outlives its machine")?;
+        dhcp.signal(15)?;
+        remove_tap(host)
+    })
+}
