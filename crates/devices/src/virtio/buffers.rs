@@ -259,9 +259,9 @@ impl Chain {
     /// Guest memory may be in several mappings and a buffer may cross from one to the next.
     const SPARE_PIECES: usize = 16;
 
-    /// An empty chain with room for every legal chain of a queue of `queue_size`.
-    pub fn new(memory: &Arc<GuestMemory>, queue_size: u16) -> Self {
-        let capacity = Self::capacity(queue_size);
+    /// An empty chain with room for every legal chain of a queue of at most `max_size`.
+    pub fn new(memory: &Arc<GuestMemory>, max_size: u16) -> Self {
+        let capacity = Self::capacity(max_size);
         Self {
             head: 0,
             readable: Buffers::new(memory.clone(), capacity),
@@ -269,9 +269,9 @@ impl Chain {
         }
     }
 
-    /// Slices that a legal chain of a queue of `queue_size` has at most in each direction.
-    pub fn capacity(queue_size: u16) -> usize {
-        usize::from(queue_size) + Self::SPARE_PIECES
+    /// Slices that a legal chain of a queue of `max_size` has at most in each direction.
+    pub fn capacity(max_size: u16) -> usize {
+        usize::from(max_size) + Self::SPARE_PIECES
     }
 
     /// Index of the chain's first descriptor, which names it in the used ring.

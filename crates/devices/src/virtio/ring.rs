@@ -133,12 +133,12 @@ impl Ring {
 
     /// Makes a chain that fits this ring.
     pub fn new_chain(&self) -> Chain {
-        Chain::new(&self.memory, self.queue.size())
+        Chain::new(&self.memory, self.queue.max_size())
     }
 
     /// Makes buffers for `chains` chains of this ring.
     pub fn new_buffers(&self, chains: usize) -> Buffers {
-        let capacity = Chain::capacity(self.queue.size()).saturating_mul(chains);
+        let capacity = Chain::capacity(self.queue.max_size()).saturating_mul(chains);
         Buffers::new(self.memory.clone(), capacity)
     }
 
@@ -170,7 +170,7 @@ impl Ring {
             retried = true;
         };
         chain.head = descriptors.head_index();
-        walk(descriptors, self.queue.size(), chain)?;
+        walk(descriptors, self.queue.max_size(), chain)?;
         Ok(true)
     }
 
@@ -361,16 +361,17 @@ fn memory_error(error: GuestMemoryError) -> DriverError {
     DriverError::Ring(QueueError::GuestMemory(error))
 }
 
-/// Walks all of `descriptors` into `chain`.
+/// Walks all of `descriptors`, at most `limit`, into `chain`.
 fn walk(
     descriptors: DescriptorChain<&GuestMemory>,
-    queue_size: u16,
+    limit: u16,
     chain: &mut Chain,
 ) -> Result<(), DriverError> {
     let mut last: Option<Descriptor> = None;
     for (position, descriptor) in descriptors.enumerate() {
-        // An indirect table may have more entries than that, a chain may not (2.7.5.3.1).
-        if position >= usize::from(queue_size) {
+        // A chain may not be longer than the queue (2.7.5.3.1), but Linux goes by the size that
+        // the device offered even where it chose a smaller one.
+        if position >= usize::from(limit) {
             return Err(DriverError::Chain("it is longer than the queue"));
         }
         if descriptor.len() == 0 {
