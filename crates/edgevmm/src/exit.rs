@@ -99,13 +99,13 @@ pub const fn words(reason: ExitReason) -> &'static str {
 
 /// Tells on standard error how a guest ended, unless it powered off, and gives the exit code.
 pub fn report(name: &str, record: &ExitRecord) -> ExitCode {
-    if record.reason != ExitReason::PowerOff {
-        let detail = if record.message.is_empty() { "" } else { ": " };
-        eprintln!(
-            "edgevmm: {name} {}{detail}{}",
-            words(record.reason),
-            record.message
-        );
+    let how = words(record.reason);
+    match record.reason {
+        ExitReason::PowerOff => {}
+        ExitReason::Killed | ExitReason::StopTimeout => eprintln!("edgevmm: {name} {how}"),
+        ExitReason::GuestCrash | ExitReason::VmmError => {
+            eprintln!("edgevmm: {name} {how}: {}", record.message);
+        }
     }
     code(record.reason)
 }

@@ -8,6 +8,7 @@ use edgevmm_api::{MachineClaim, RuntimeDir, RuntimeDirError};
 use edgevmm_config::{ConsoleOutput, VmConfig};
 use edgevmm_vmm::console::ends;
 use edgevmm_vmm::lifecycle::Handle;
+use edgevmm_vmm::machine::BuildError;
 use edgevmm_vmm::{Started, VmmError};
 
 use crate::doctor;
@@ -56,7 +57,13 @@ pub fn foreground(mut vm: VmConfig) -> Outcome {
 
 /// The failure of a VMM.
 pub fn failure(error: VmmError) -> Failure {
-    Failure::host(error).hint("`edgevmm doctor` checks what this host has and lacks")
+    let kvm = matches!(error, VmmError::Build(BuildError::Kvm(_)));
+    let failure = Failure::host(error);
+    if kvm {
+        failure.hint("`edgevmm doctor` checks what this host has and lacks")
+    } else {
+        failure
+    }
 }
 
 fn run_on_terminal(
