@@ -117,7 +117,11 @@ impl Terminal {
         while !self.output.is_finished() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(2));
         }
-        drop(self.raw);
+        if let Some(raw) = self.raw {
+            drop(raw);
+            // The guest rarely ends on a line of its own.
+            eprintln!();
+        }
     }
 }
 
