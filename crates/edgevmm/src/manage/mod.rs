@@ -172,7 +172,11 @@ async fn force_end(name: &str) -> Result<(), Failure> {
 }
 
 /// Waits until the VMM has left. False when it takes too long.
-async fn left(dir: &MachineDir) -> Result<bool, Failure> {
+///
+/// # Errors
+///
+/// When its folder can't be looked at.
+pub async fn left(dir: &MachineDir) -> Result<bool, Failure> {
     for _ in 0..LEAVE.as_millis() / POLL.as_millis() {
         if !dir.is_alive().map_err(Failure::host)? {
             return Ok(true);
