@@ -26,8 +26,8 @@ fn writes_last_over_resets_but_not_over_snapshots() -> Result<()> {
             report.contains("boots=1 ") && report.contains("fw=bios"),
             "{report}"
         );
-        let hash =
-            guest.sh("head -c 4M /dev/urandom > /root/data; sha256sum < /root/data; sync")?;
+        let hash = guest
+            .sh("dd if=/dev/urandom of=/root/data bs=1M count=4 2>&- && sha256sum < /root/data")?;
         guest.type_in("sync; reboot -f\n")?;
         let report = guest.expect_mini()?;
         ensure!(report.contains("boots=2 "), "{report}");
@@ -47,7 +47,7 @@ fn writes_last_over_resets_but_not_over_snapshots() -> Result<()> {
             "Other data in the snapshot"
         );
         guest
-            .sh("head -c 8M /dev/urandom > /root/data; sync; echo 3 > /proc/sys/vm/drop_caches")?;
+            .sh("dd if=/dev/urandom of=/root/data bs=1M count=8 conv=fsync && echo 3 > /proc/sys/vm/drop_caches")?;
         let changed = guest.sh("sha256sum < /root/data")?;
         ensure!(changed != hash, "The guest's write had no effect");
         power_off(guest)?;

@@ -56,7 +56,7 @@ fn fetch(
         "nc -N -l {listen} {port} < payload"
     )))?;
     wait_for_listener(host, port)?;
-    guest.sh(&format!("nc {address} {port} < /dev/null > /got"))?;
+    guest.sh(&format!("nc {address} {port} <>/idle > /got"))?;
     serve.wait(host.limit(Limit::Command))?.expect_code(0)?;
     checked(guest, "/got", hash)
 }
@@ -79,7 +79,7 @@ fn send(host: &Host, guest: &mut Guest<'_>, listen: &str, address: &str, hash: &
 /// The host connects to the guest through a forwarded port.
 fn push(host: &Host, guest: &mut Guest<'_>, forward: u16, hash: &str) -> Result<()> {
     guest
-        .sh("{ nc -l -p 7 > /got & }; until netstat -tln | grep -q ':7 '; do usleep 50000; done")?;
+        .sh("{ nc -l -p 7 <>/idle > /got & }; until netstat -tln | grep -q ':7 '; do usleep 50000; done")?;
     host.ok(&Command::script(format!(
         "nc -N 127.0.0.1 {forward} < payload"
     )))?;
@@ -107,6 +107,8 @@ fn tap_and_user_network_carry_data_both_ways() -> Result<()> {
         arguments.extend(nets.map(String::from));
         let mut guest = Guest::start(host, arguments)?;
         guest.expect_shell()?;
+        // The end of its stdin would end nc: a pipe that it holds both ends of has none.
+        guest.sh("mkfifo /idle")?;
 
         for (interface, begin) in [("eth0", "192.168.77."), ("eth1", "10.0.2.15")] {
             let said = guest.sh(&format!("ifconfig {interface}"))?;
