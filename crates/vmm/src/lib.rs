@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use edgevmm_api::{ExitReason, ExitRecord, MachineClaim};
+use edgevmm_api::{ExitRecord, MachineClaim};
 use edgevmm_config::VmConfig;
 use edgevmm_devices::virtio::console::Resizer;
 use tokio::signal::unix::{SignalKind, signal};
@@ -129,9 +129,6 @@ async fn live(
         Ok(Ok(Err(error))) => tracing::warn!(%error, "The API's transport failed"),
         Ok(Err(error)) => tracing::warn!(%error, "The API's task failed"),
         Ok(Ok(Ok(()))) | Err(_) => {}
-    }
-    if record.reason == ExitReason::GuestCrash {
-        tracing::error!("The guest crashed: {}", record.message);
     }
     Ok(record)
 }

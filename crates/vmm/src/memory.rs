@@ -62,7 +62,9 @@ const SHARED_HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabl
 /// Whether a memfd gets transparent huge pages on this host when it asks for them.
 fn shared_memory_has_huge_pages() -> bool {
     let setting = std::fs::read_to_string(SHARED_HUGE_PAGES).unwrap_or_default();
-    ["[always]", "[within_size]", "[advise]", "[force]"].iter().any(|on| setting.contains(on))
+    ["[always]", "[within_size]", "[advise]", "[force]"]
+        .iter()
+        .any(|on| setting.contains(on))
 }
 
 /// Makes guest RAM of `size` bytes.
@@ -71,8 +73,11 @@ fn shared_memory_has_huge_pages() -> bool {
 /// Fails when the host can't give that much, in the form asked for.
 pub fn create(size: u64, hugepages: bool) -> Result<Arc<GuestMemory>, MemoryError> {
     let file = if hugepages || shared_memory_has_huge_pages() {
-        let memfd = reserve(size, hugepages)
-            .map_err(|source| MemoryError::Reserve { size, hugepages, source })?;
+        let memfd = reserve(size, hugepages).map_err(|source| MemoryError::Reserve {
+            size,
+            hugepages,
+            source,
+        })?;
         Some(Arc::new(File::from(memfd)))
     } else {
         None
@@ -88,9 +93,8 @@ pub fn create(size: u64, hugepages: bool) -> Result<Arc<GuestMemory>, MemoryErro
             Some(file) => builder
                 .with_file_offset(FileOffset::from_arc(Arc::clone(file), offset))
                 .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE),
-            None => builder.with_mmap_flags(
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-            ),
+            None => builder
+                .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE),
         };
         let mapping = builder.build().map_err(MemoryError::Map)?;
         advise_huge_pages(&mapping);
@@ -107,11 +111,13 @@ pub fn create(size: u64, hugepages: bool) -> Result<Arc<GuestMemory>, MemoryErro
 /// Asks for huge pages. A kernel without them says no, and the guest runs all the same.
 fn advise_huge_pages(mapping: &MmapRegion) {
     // SAFETY: the range is the mapping's own, and the advice changes no content.
-    let result = unsafe {
-        libc::madvise(mapping.as_ptr().cast(), mapping.size(), libc::MADV_HUGEPAGE)
-    };
+    let result =
+        unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), libc::MADV_HUGEPAGE) };
     if result != 0 {
-        tracing::debug!("No huge pages for guest memory: {}", std::io::Error::last_os_error());
+        tracing::debug!(
+            "No huge pages for guest memory: {}",
+            std::io::Error::last_os_error()
+        );
     }
 }
 

@@ -4,6 +4,7 @@
 //! Intel SDM vol. 2A (CPUID), AMD APM vol. 3 appendix E. Nested virtualisation and the
 //! performance counters are left out.
 
+use edgevmm_config::Topology;
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
 };
@@ -11,50 +12,14 @@ use kvm_ioctls::{Cap, Kvm};
 
 use super::{KvmError, call};
 
-/// Sockets, cores per socket and threads per core.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Topology {
-    /// Sockets.
-    pub sockets: u8,
-    /// Cores per socket.
-    pub cores: u8,
-    /// Threads per core.
-    pub threads: u8,
+/// vCPUs of one socket.
+fn threads_per_socket(topology: Topology) -> u32 {
+    u32::from(topology.cores) * u32::from(topology.threads)
 }
 
-/// Bits that number `count` things.
-fn bits(count: u32) -> u32 {
-    count.max(1).next_power_of_two().trailing_zeros()
-}
-
-impl Topology {
-    fn thread_bits(self) -> u32 {
-        bits(u32::from(self.threads))
-    }
-
-    fn core_bits(self) -> u32 {
-        bits(u32::from(self.cores))
-    }
-
-    /// Bits of an APIC ID below the socket number.
-    fn socket_shift(self) -> u32 {
-        self.thread_bits() + self.core_bits()
-    }
-
-    fn threads_per_socket(self) -> u32 {
-        u32::from(self.cores) * u32::from(self.threads)
-    }
-
-    /// The APIC ID of vCPU number `index`: thread, core and socket in bit fields of their own.
-    pub fn apic_id(self, index: u8) -> u32 {
-        let index = u32::from(index);
-        let threads = u32::from(self.threads).max(1);
-        let cores = u32::from(self.cores).max(1);
-        let thread = index % threads;
-        let core = index / threads % cores;
-        let socket = index / threads / cores;
-        socket << self.socket_shift() | core << self.thread_bits() | thread
-    }
+/// Bits of an APIC ID that number the cores of a socket.
+fn core_bits(topology: Topology) -> u32 {
+    topology.socket_shift() - topology.core_shift()
 }
 
 /// CPUID of the machine, before it is made one vCPU's own by [`for_vcpu`].
@@ -121,7 +86,7 @@ pub fn for_vcpu(
 }
 
 fn patch(entry: &mut kvm_cpuid_entry2, topology: Topology, apic_id: u32) {
-    let per_socket = topology.threads_per_socket();
+    let per_socket = threads_per_socket(topology);
     match entry.function {
         1 => {
             let siblings = 1_u32 << topology.socket_shift().min(7);
@@ -132,14 +97,14 @@ fn patch(entry: &mut kvm_cpuid_entry2, topology: Topology, apic_id: u32) {
         4 | 0x8000_001d if entry.eax & 0x1f != 0 => {
             let level = entry.eax >> 5 & 7;
             let shift = if level < 3 {
-                topology.thread_bits()
+                topology.core_shift()
             } else {
                 topology.socket_shift()
             };
             let sharing = (1_u32 << shift) - 1;
             entry.eax = entry.eax & 0x3fff | sharing << 14;
             if entry.function == 4 {
-                entry.eax |= ((1_u32 << topology.core_bits()) - 1) << 26;
+                entry.eax |= ((1_u32 << core_bits(topology)) - 1) << 26;
             }
         }
         0x8000_0001 => set(&mut entry.ecx, 1 << 1, per_socket > 1), // CmpLegacy, AMD
@@ -149,7 +114,7 @@ fn patch(entry: &mut kvm_cpuid_entry2, topology: Topology, apic_id: u32) {
         }
         0x8000_001e => {
             entry.eax = apic_id;
-            let core = apic_id >> topology.thread_bits() & ((1 << topology.core_bits()) - 1);
+            let core = apic_id >> topology.core_shift() & ((1 << core_bits(topology)) - 1);
             entry.ebx = (u32::from(topology.threads) - 1) << 8 | core;
             entry.ecx = apic_id >> topology.socket_shift();
         }
@@ -170,8 +135,8 @@ fn extended_topology(function: u32, topology: Topology, apic_id: u32) -> [kvm_cp
         ..Default::default()
     };
     [
-        level(0, topology.thread_bits(), u32::from(topology.threads), 1),
-        level(1, topology.socket_shift(), topology.threads_per_socket(), 2),
+        level(0, topology.core_shift(), u32::from(topology.threads), 1),
+        level(1, topology.socket_shift(), threads_per_socket(topology), 2),
         level(2, 0, 0, 0),
     ]
 }
@@ -194,12 +159,6 @@ mod tests {
         cores: 3,
         threads: 2,
     };
-
-    #[test]
-    fn apic_ids_keep_socket_core_and_thread_apart() {
-        let ids: Vec<_> = (0..12).map(|i| ODD.apic_id(i)).collect();
-        assert_eq!(ids, [0, 1, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13]);
-    }
 
     #[test]
     fn each_vcpu_gets_its_own_leaves() {

@@ -7,11 +7,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use edgevmm_config::Topology;
 use edgevmm_devices::GuestMemory;
 use edgevmm_devices::bus::{BusDevice, lock, shared};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::cpuid::{self, Topology};
+use super::cpuid;
 use super::interrupts::Interrupts;
 use super::regs::Entry;
 use super::vcpu::{Buses, Outcome, Surroundings, Vcpu, Vcpus};

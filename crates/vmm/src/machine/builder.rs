@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use edgevmm_block::BlockBackend;
-use edgevmm_config::{ConsoleDevice, ConsoleOutput, CpuConfig, VmConfig};
+use edgevmm_config::{ConsoleDevice, ConsoleOutput, Topology, VmConfig};
 use edgevmm_devices::GuestMemory;
 use edgevmm_devices::bus::{BusError, shared};
 use edgevmm_devices::console::{ConsoleInput, ConsoleSink};
@@ -28,7 +28,7 @@ use crate::boot::{Boot, BootError};
 use crate::console::ConsoleHub;
 use crate::console::ends::{self, ConsoleError, Pty};
 use crate::device_loop::DeviceThread;
-use crate::kvm::cpuid::{self, Topology};
+use crate::kvm::cpuid;
 use crate::kvm::doorbells::KvmDoorbells;
 use crate::kvm::interrupts::Interrupts;
 use crate::kvm::vcpu::{Buses, Surroundings, Vcpu, Vcpus};
@@ -46,6 +46,9 @@ const DISK_QUEUES_MAX: u16 = 4;
 /// Why a machine can't be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
+    /// The vCPUs' topology.
+    #[error(transparent)]
+    Topology(#[from] edgevmm_config::TopologyError),
     /// A disk.
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -104,22 +107,6 @@ pub enum BuildError {
 
 fn host(what: &'static str) -> impl Fn(std::io::Error) -> BuildError {
     move |source| BuildError::Host { what, source }
-}
-
-/// The topology that `cpus` asks for; one socket with a core for each vCPU by default.
-fn topology(cpus: &CpuConfig) -> Topology {
-    let threads = cpus.threads.unwrap_or(1).max(1);
-    let sockets = match (cpus.sockets, cpus.cores) {
-        (Some(sockets), _) => sockets.max(1),
-        (None, Some(cores)) => (cpus.count / cores.max(1) / threads).max(1),
-        (None, None) => 1,
-    };
-    let cores = cpus.cores.unwrap_or(cpus.count / sockets / threads).max(1);
-    Topology {
-        sockets,
-        cores,
-        threads,
-    }
 }
 
 /// Devices on the PCI bus, as they are added.
@@ -315,7 +302,7 @@ impl Machine {
         let pci = Arc::new(pci.host);
         vm.map_readonly(ECAM_BASE, ReadOnlyMemory::PciConfig(Arc::clone(&pci)))?;
 
-        let topology = topology(&config.cpus);
+        let topology = config.cpus.topology()?;
         let description = firmware_data::describe(config, topology, uuid);
         let fw_cfg = match &firmware {
             Some(_) => Some(firmware_data::fw_cfg(&description, &boot_slots)?),

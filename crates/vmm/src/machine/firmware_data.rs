@@ -1,12 +1,11 @@
 //! What firmware or a kernel is told of the machine.
 
-use edgevmm_config::VmConfig;
+use edgevmm_config::{Topology, VmConfig};
 use edgevmm_devices::legacy::fw_cfg::{Content, FwCfgError, FwCfgItems, NumberedItems};
 use uuid::Uuid;
 
 use super::BuildError;
 use crate::boot::kernel::KernelTables;
-use crate::kvm::cpuid::Topology;
 use crate::layout::{ACPI_TABLES, COM1_PORT};
 use crate::tables::acpi::{AcpiConfig, AcpiTables};
 use crate::tables::smbios::{self, SmbiosConfig};
