@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use edgevmm_api::{ExitReason, ExitRecord};
 use edgevmm_devices::platform::{MachineControl, MachineRequest};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::kvm::vcpu::Outcome;
@@ -231,6 +232,8 @@ impl Life {
     /// Lets the guest run to its end and tears the machine down: no vCPU runs and all disks are flushed when
     /// this returns.
     pub async fn run(mut self) -> ExitRecord {
+        // Without the signal a helper's end shows by its effect only.
+        let mut children = signal(SignalKind::child()).ok();
         self.machine.resume();
         let record = loop {
             let next = tokio::select! {
@@ -239,6 +242,10 @@ impl Life {
                     None => Next::End(ExitRecord::now(ExitReason::Killed, "")),
                 },
                 () = sleep_until(self.deadline) => self.deadline_passed(),
+                () = child_ended(children.as_mut()) => {
+                    self.machine.check_helpers();
+                    Next::Go
+                }
             };
             if let Next::End(record) = next {
                 break record;
@@ -378,6 +385,15 @@ impl Life {
 async fn sleep_until(deadline: Option<(Instant, Instant)>) {
     match deadline {
         Some((end, press)) => tokio::time::sleep_until(end.min(press).into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn child_ended(children: Option<&mut Signal>) {
+    match children {
+        Some(children) => {
+            children.recv().await;
+        }
         None => std::future::pending().await,
     }
 }

@@ -7,6 +7,7 @@
 //! on a node whose guests are the owner's own.
 
 pub mod cpuid;
+pub mod crash;
 pub mod doorbells;
 pub mod interrupts;
 pub mod msrs;

@@ -85,7 +85,7 @@ fn bench(code: &[u8]) -> Bench {
 }
 
 impl Bench {
-    fn crash(&self) -> super::vcpu::CrashReport {
+    fn crash(&self) -> super::crash::CrashReport {
         match self.outcomes.recv_timeout(PATIENCE).unwrap() {
             Outcome::Crash(report) => report,
             other => panic!("{other:?}"),

@@ -1,6 +1,6 @@
 //! vCPUs: one thread each, their exits, and how they are paused, reset and stopped.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -15,8 +15,8 @@ use kvm_bindings::{
     kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use vm_memory::{Bytes, GuestAddress};
 
+use super::crash::{self, CrashReport};
 use super::regs::{self, Entry};
 use super::{KvmError, call, msrs};
 
@@ -43,23 +43,6 @@ pub enum Outcome {
     Crash(CrashReport),
     /// A call to KVM failed.
     Failed(String),
-}
-
-/// What is left of a guest that crashed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CrashReport {
-    /// Number of the vCPU.
-    pub vcpu: u8,
-    /// What happened.
-    pub cause: String,
-    /// Registers and the bytes at RIP, several lines.
-    pub registers: String,
-}
-
-impl fmt::Display for CrashReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "vCPU {}: {}\n{}", self.vcpu, self.cause, self.registers)
-    }
 }
 
 /// Everything of a vCPU that a reset restores.
@@ -218,7 +201,7 @@ impl Vcpu {
         Outcome::Crash(CrashReport {
             vcpu: self.index,
             cause,
-            registers: describe(&self.fd, memory),
+            registers: crash::describe(&self.fd, memory),
         })
     }
 }
@@ -316,6 +299,8 @@ impl Vcpus {
     }
 
     /// Stops all vCPUs between two instructions; returns when none runs.
+    ///
+    /// A guest with a paravirtual clock is told, so that it does not take the gap for a hang.
     pub fn pause(&self) {
         for handle in &self.handles {
             handle.tell(Command::Pause);
@@ -329,6 +314,11 @@ impl Vcpus {
                     .wait(command)
                     .unwrap_or_else(PoisonError::into_inner);
             }
+        }
+        for handle in &self.handles {
+            let vcpu = handle.vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+            // Refused where the guest uses no such clock.
+            let _ = vcpu.fd.kvmclock_ctrl();
         }
     }
 
@@ -477,7 +467,7 @@ impl Runner {
                 Ok(VcpuExit::FailEntry(reason, _)) => {
                     format!("the processor refuses the guest's state (reason {reason:#x})")
                 }
-                Ok(VcpuExit::InternalError) => internal_error(&mut vcpu.fd),
+                Ok(VcpuExit::InternalError) => crash::internal_error(&mut vcpu.fd),
                 Ok(other) => format!("KVM left the guest for an unexpected reason: {other:?}"),
                 Err(error) => {
                     return Some(Outcome::Failed(format!(
@@ -498,93 +488,6 @@ impl Runner {
         }
         true
     }
-}
-
-fn internal_error(fd: &mut VcpuFd) -> String {
-    let run = fd.get_kvm_run();
-    // SAFETY: the exit reason is KVM_EXIT_INTERNAL_ERROR, so `internal` is the valid member.
-    let internal = unsafe { run.__bindgen_anon_1.internal };
-    let what = match internal.suberror {
-        1 => "an instruction that KVM can't emulate",
-        2 => "two events at once",
-        3 => "an exception while delivering another",
-        4 => "an exit that KVM does not know",
-        _ => "an internal error of KVM",
-    };
-    let len = usize::try_from(internal.ndata)
-        .unwrap_or(0)
-        .min(internal.data.len());
-    let mut text = format!("{what} (suberror {})", internal.suberror);
-    for word in internal.data.iter().take(len) {
-        let _ = write!(text, " {word:#x}");
-    }
-    text
-}
-
-/// Registers and the code at RIP, for a person.
-fn describe(fd: &VcpuFd, memory: &GuestMemory) -> String {
-    let (Ok(r), Ok(s)) = (fd.get_regs(), fd.get_sregs()) else {
-        return "registers can't be read".to_owned();
-    };
-    let mut text = format!(
-        "rip={:016x} rflags={:08x} cs={:04x} base={:x}\n\
-         rax={:016x} rbx={:016x} rcx={:016x} rdx={:016x}\n\
-         rsi={:016x} rdi={:016x} rbp={:016x} rsp={:016x}\n\
-         r8 ={:016x} r9 ={:016x} r10={:016x} r11={:016x}\n\
-         r12={:016x} r13={:016x} r14={:016x} r15={:016x}\n\
-         cr0={:08x} cr2={:016x} cr3={:016x} cr4={:08x} efer={:04x}\n\
-         gdt={:x}/{:x} idt={:x}/{:x}\ncode at rip:",
-        r.rip,
-        r.rflags,
-        s.cs.selector,
-        s.cs.base,
-        r.rax,
-        r.rbx,
-        r.rcx,
-        r.rdx,
-        r.rsi,
-        r.rdi,
-        r.rbp,
-        r.rsp,
-        r.r8,
-        r.r9,
-        r.r10,
-        r.r11,
-        r.r12,
-        r.r13,
-        r.r14,
-        r.r15,
-        s.cr0,
-        s.cr2,
-        s.cr3,
-        s.cr4,
-        s.efer,
-        s.gdt.base,
-        s.gdt.limit,
-        s.idt.base,
-        s.idt.limit
-    );
-    let linear = if s.efer & 1 << 10 == 0 {
-        r.rip.wrapping_add(s.cs.base)
-    } else {
-        r.rip
-    };
-    let mut code = [0; 16];
-    let physical = fd
-        .translate_gva(linear)
-        .ok()
-        .filter(|t| t.valid != 0)
-        .map(|t| t.physical_address);
-    let read = physical.and_then(|address| memory.read(&mut code, GuestAddress(address)).ok());
-    match read {
-        Some(len) => {
-            for byte in code.iter().take(len) {
-                let _ = write!(text, " {byte:02x}");
-            }
-        }
-        None => text.push_str(" not in memory"),
-    }
-    text
 }
 
 /// The signal that takes a vCPU thread out of KVM.

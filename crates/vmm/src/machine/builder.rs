@@ -358,7 +358,7 @@ impl Machine {
                 .map(|disk| (disk.name, disk.backend))
                 .collect(),
             _device_thread: device_thread,
-            _net_helpers: net_helpers,
+            net_helpers,
             pty: console.pty,
             resizer,
             console: console.hub,

@@ -54,7 +54,7 @@ pub struct Machine {
     legacy: LegacyDevices,
     disks: Vec<(String, Arc<dyn BlockBackend>)>,
     _device_thread: DeviceThread,
-    _net_helpers: Vec<NetHelper>,
+    net_helpers: Vec<NetHelper>,
     pty: Option<Pty>,
     resizer: Option<Resizer>,
     console: Arc<ConsoleHub>,
@@ -89,6 +89,11 @@ impl Machine {
     /// Halts the vCPUs; devices finish what they have begun.
     pub fn pause(&self) {
         self.vcpus.pause();
+    }
+
+    /// Looks after the processes that the machine has started, when one of them has ended.
+    pub fn check_helpers(&mut self) {
+        self.net_helpers.iter_mut().for_each(NetHelper::check);
     }
 
     /// Presses the power button.

@@ -71,7 +71,27 @@ impl OpenNic {
 /// A process that a network interface needs. It ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct NetHelper {
-    _passt: Passt,
+    interface: usize,
+    passt: Passt,
+    gone: bool,
+}
+
+impl NetHelper {
+    /// Says why the process ended, once, if it has.
+    pub(super) fn check(&mut self) {
+        if self.gone {
+            return;
+        }
+        if let Some(exit) = self.passt.try_wait() {
+            self.gone = true;
+            tracing::error!(
+                "The user network of interface {} is gone: passt ended ({}) {}",
+                self.interface,
+                exit.status,
+                exit.message
+            );
+        }
+    }
 }
 
 /// Opens the interfaces of `config`, the machine `uuid`, and starts what they need.
@@ -102,7 +122,11 @@ pub(super) fn open(
                 };
                 let (passt, socket) =
                     Passt::spawn(&passt).map_err(|source| NetworkError::User { index, source })?;
-                helpers.push(NetHelper { _passt: passt });
+                helpers.push(NetHelper {
+                    interface: index,
+                    passt,
+                    gone: false,
+                });
                 (Box::new(PasstBackend(socket)), USER_MTU)
             }
         };
@@ -323,7 +347,7 @@ mod tests {
 
         let processes: Vec<_> = helpers
             .iter()
-            .map(|helper| PathBuf::from(format!("/proc/{}", helper._passt.pid())))
+            .map(|helper| PathBuf::from(format!("/proc/{}", helper.passt.pid())))
             .collect();
         assert!(processes.iter().all(|process| process.exists()));
         drop(helpers);
