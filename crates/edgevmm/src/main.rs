@@ -9,6 +9,7 @@ mod exit;
 mod host;
 mod launch;
 mod manage;
+mod rate_limit;
 mod resolve;
 mod term;
 
@@ -17,10 +18,14 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::DynFilterFn;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer as _};
 
 use cli::{Cli, Command, JsonArg, LogArgs, RunArgs};
 use exit::{Failure, Outcome};
+use rate_limit::RateLimit;
 
 /// Messages that are shown when nothing else is asked for.
 const DEFAULT_FILTER: &str = "warn";
@@ -84,14 +89,18 @@ fn start_log(args: &LogArgs, detached: bool) -> Result<String, Failure> {
         Failure::usage(anyhow::Error::from(error).context(format!("`{filter}` is no log filter")))
             .hint("write a level (error, warn, info, debug, trace), or levels by module")
     })?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(parsed)
+    let limit = RateLimit::default();
+    let limit = DynFilterFn::new(move |message, _| limit.admits(message));
+    let log = tracing_subscriber::fmt::layer()
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(|| term::Stderr);
+    let registry = tracing_subscriber::registry().with(parsed);
     if detached || filter != DEFAULT_FILTER {
-        log.init();
+        registry.with(log.with_filter(limit)).init();
     } else {
-        log.without_time().with_target(false).init();
+        registry
+            .with(log.without_time().with_target(false).with_filter(limit))
+            .init();
     }
     Ok(filter)
 }
