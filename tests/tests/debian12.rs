@@ -106,7 +106,7 @@ fn one_vcpu_with_a_login_on_the_console() -> Result<()> {
         let disk = host.copy(&images.debian12(), "disk.qcow2")?;
         let access = Access::new(host)?;
         let user_data =
-            "#cloud-config\nwrite_files:\n  - path: /root/from-the-seed\n    content: yes\n";
+            "#cloud-config\nwrite_files:\n  - path: /root/from-the-seed\n    content: seeded\n";
         let user_data = host.write("user-data", user_data)?;
         let mut arguments = access.arguments("1", "alpha", &disk);
         arguments.extend(["--user-data".to_owned(), user_data]);
@@ -122,7 +122,7 @@ fn one_vcpu_with_a_login_on_the_console() -> Result<()> {
         guest.log_in("root", "root")?;
         guest.sh("dmesg -n 1")?;
         ensure!(guest.sh("hostname")? == "alpha");
-        ensure!(guest.sh("cat /root/from-the-seed")? == "yes");
+        ensure!(guest.sh("cat /root/from-the-seed")? == "seeded");
         ensure!(access.ok("hostname")? == "alpha");
         let sums = access.ok(WRITE)?;
         ensure!(guest.sh("cd /opt/e2e && sha256sum --quiet -c SUMS && echo same")? == "same");
