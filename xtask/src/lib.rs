@@ -2,6 +2,7 @@
 //! whether this host's own KVM will do instead. The end-to-end tests use it as a library.
 
 pub mod agent;
+pub mod bench;
 pub mod cache;
 pub mod host;
 pub mod images;

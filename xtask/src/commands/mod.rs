@@ -1,5 +1,6 @@
 //! The command line: what each task is called and does.
 
+mod bench;
 mod build;
 mod images;
 mod lab;
@@ -26,6 +27,7 @@ enum Task {
     Test(test::TestCommand),
     Lab(Box<lab::LabCommand>),
     Images(images::ImagesCommand),
+    Bench(bench::BenchCommand),
     /// Tell whether this host's KVM runs stock kernels; if not, tasks use the lab.
     ///
     /// Exit code 0 when it does, 1 when not.
@@ -43,6 +45,7 @@ enum Task {
 enum AgentCommand {
     Init,
     Serve,
+    Probe,
 }
 
 impl Cli {
@@ -56,8 +59,12 @@ impl Cli {
             Task::Test(command) => command.run(),
             Task::Lab(command) => command.run(),
             Task::Images(command) => command.run(),
+            Task::Bench(command) => command.run(),
             Task::DoctorKvm { json } => doctor_kvm(json),
             Task::Agent(AgentCommand::Init) => xtask::agent::init().map(|()| ExitCode::SUCCESS),
+            Task::Agent(AgentCommand::Probe) => {
+                xtask::bench::probe::serve().map(|()| ExitCode::SUCCESS)
+            }
             Task::Agent(AgentCommand::Serve) => xtask::agent::serve().map(|()| ExitCode::SUCCESS),
         }
     }

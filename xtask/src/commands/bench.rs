@@ -1,0 +1,66 @@
+//! `cargo xtask bench`: measure edgevmm and QEMU, and write the report.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use xtask::bench::Bench;
+use xtask::images::{Image, Images};
+use xtask::kvm::{self, KvmVerdict};
+use xtask::lab::Layout;
+use xtask::progress::note;
+
+use super::{build, lab};
+
+/// Measure edgevmm and QEMU in one run, and write table and plots.
+///
+/// Kernels boot on this host where its KVM can, else inside the nested-KVM lab. What is compared is
+/// in benches/.
+#[derive(Debug, Args)]
+pub struct BenchCommand {
+    /// Boots of each VMM; 0 leaves out what needs a kernel.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    boots: usize,
+    /// Starts of each VMM with a payload.
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    starts: usize,
+    /// Where to write the report [default: docs/bench].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+impl BenchCommand {
+    /// Builds, measures and writes.
+    ///
+    /// # Errors
+    /// edgevmm does not build or run.
+    pub fn run(&self) -> Result<ExitCode> {
+        let edgevmm = build::release_binary()?;
+        let verdict = kvm::host_kvm_runs_stock_kernels();
+        let in_lab = verdict != KvmVerdict::Usable;
+        if self.boots > 0 {
+            Images::of_this_user().ensure(Image::Kernel)?;
+            if in_lab {
+                note(&format!(
+                    "{verdict}; kernels boot inside the nested-KVM lab"
+                ));
+                lab::ensure_lab(&Layout::of_this_user())?;
+            }
+        }
+        let bench = Bench {
+            workspace: build::workspace(),
+            edgevmm,
+            xtask: std::env::current_exe().context("Cannot find this program")?,
+            in_lab,
+            boots: self.boots,
+            starts: self.starts,
+        };
+        let results = bench.run()?;
+        let out = self.out.clone();
+        let out = out.unwrap_or_else(|| bench.workspace.join("docs/bench"));
+        print!("{}", bench.write(&results, &out)?);
+        note(&format!("the report is in {}", out.display()));
+        Ok(ExitCode::SUCCESS)
+    }
+}
