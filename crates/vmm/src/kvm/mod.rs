@@ -38,9 +38,10 @@ use crate::layout::{ECAM_LEN, IDENTITY_MAP, KVM_TSS};
 pub const KVM_DEVICE: &str = "/dev/kvm";
 
 /// The capabilities we can't do without, with the word a user would search for.
-const REQUIRED: [(Cap, &str); 11] = [
+const REQUIRED: [(Cap, &str); 12] = [
     (Cap::Irqchip, "in-kernel interrupt controllers"),
     (Cap::UserMemory, "user memory regions"),
+    (Cap::ReadonlyMem, "read-only memory regions"),
     (Cap::SetTssAddr, "TSS address"),
     (Cap::ExtCpuid, "extended CPUID"),
     (Cap::MpState, "multi-processor state"),
