@@ -170,8 +170,10 @@ const KINDS: [Kind; Kind::COUNT] = [
 struct Entries {
     handlers: Vec<u32>,
     nmi: u32,
-    /// 32-bit entry points of the processors.
+    /// Where the processors begin with this GDT.
     processors: [u32; 2],
+    /// Where a kernel begins.
+    kernel: u32,
 }
 
 /// The interpreter: fetches a step, jumps to its handler, and so on.
@@ -201,15 +203,11 @@ fn interpreter(base: u32, scripts: [u32; 2]) -> (Code, Entries) {
         jump_next(&mut code);
     }
     let nmi = code.here();
-    code.emit(b"\xcf"); // iret
+    // As IRET, which KVM's emulator lacks, but for further NMIs: push [esp+8]; popf; ret 8
+    code.emit(b"\xff\x74\x24\x08\x9d\xc2\x08\0");
     let mut processors = [0; 2];
     for ((entry, script), stack) in processors.iter_mut().zip(scripts).zip(STACKS) {
         *entry = code.here();
-        // cli; cld; lgdt [gdt]; jmp code:here
-        code.emit32(b"\xfa\xfc\x0f\x01\x15", base + GDT_POINTER);
-        let far = code.here() + 7;
-        code.emit32(b"\xea", far);
-        code.emit(&CODE_SELECTOR.to_le_bytes());
         // mov eax, 16; mov ds, es, fs, gs, ss
         code.emit(b"\xb8\x10\0\0\0\x8e\xd8\x8e\xc0\x8e\xe0\x8e\xe8\x8e\xd0");
         code.emit32(b"\xbc", stack); // mov esp
@@ -217,10 +215,16 @@ fn interpreter(base: u32, scripts: [u32; 2]) -> (Code, Entries) {
         code.emit32(b"\xbe", script); // mov esi
         jump_next(&mut code);
     }
+    // A kernel's GDT is the loader's: cli; lgdt [gdt]; jmp code:processors[0]
+    let kernel = code.here();
+    code.emit32(b"\xfa\x0f\x01\x15", base + GDT_POINTER);
+    code.emit32(b"\xea", processors[0]);
+    code.emit(&CODE_SELECTOR.to_le_bytes());
     let entries = Entries {
         handlers,
         nmi,
         processors,
+        kernel,
     };
     (code, entries)
 }
@@ -252,13 +256,16 @@ fn put(image: &mut [u8], offset: u32, bytes: &[u8]) {
     image[offset..offset + bytes.len()].copy_from_slice(bytes);
 }
 
-/// The payload's bytes, and where its 32-bit entry point is. The scripts are those of the two
+/// The payload's bytes, and where its first processor enters it in 32-bit mode. The scripts are those of the two
 /// processors and follow each other from [`Boot::scripts`] on.
 fn payload(boot: Boot, scripts: [&Script; 2]) -> Result<(Vec<u8>, u32)> {
     let base = boot.base();
     let [first, second] = scripts.map(Script::bytes);
     let len = first.len() + second.len();
-    ensure!(len <= boot.room() as usize, "{len} bytes of scripts are too many");
+    ensure!(
+        len <= boot.room() as usize,
+        "{len} bytes of scripts are too many"
+    );
     let second_start = boot.scripts() + first.len() as u32;
     let (code, entries) = interpreter(base, [boot.scripts(), second_start]);
 
@@ -281,7 +288,10 @@ fn payload(boot: Boot, scripts: [&Script; 2]) -> Result<(Vec<u8>, u32)> {
     put(&mut image, TRAMPOLINE_COPY, &trampoline);
     put(&mut image, SCRIPTS, &first);
     put(&mut image, SCRIPTS + first.len() as u32, &second);
-    Ok((image, entries.processors[0]))
+    Ok(match boot {
+        Boot::Kernel => (image, entries.kernel),
+        Boot::Bios => (image, entries.processors[0]),
+    })
 }
 
 /// A file for `edgevmm run --kernel` or `--bios`.
@@ -312,7 +322,11 @@ fn elf(image: &[u8], entry: u32) -> Vec<u8> {
     file.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0");
     file.extend(u64::from(entry).to_le_bytes());
     file.extend([64, 0_u64].map(u64::to_le_bytes).concat());
-    file.extend([0_u16, 0, 64, 56, 2, 64, 0, 0].map(u16::to_le_bytes).concat());
+    file.extend(
+        [0_u16, 0, 64, 56, 2, 64, 0, 0]
+            .map(u16::to_le_bytes)
+            .concat(),
+    );
     let mut header = |kind: u32, flags: u32, offset: u64, address: u64, len: u64| {
         file.extend([kind, flags].map(u32::to_le_bytes).concat());
         let fields = [offset, address, address, len, len, 1];

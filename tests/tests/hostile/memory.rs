@@ -36,21 +36,24 @@ const NOT_RAM: [u64; 14] = [
 ];
 
 /// Any address outside of RAM.
-pub fn not_ram(random: &mut Random) -> u64 {
+pub fn not_ram(random: &Random) -> u64 {
     let address = random.pick(&NOT_RAM);
     address.wrapping_add(u64::from(random.below(3)) * 4)
 }
 
 /// An address and a length for a buffer: now and then sound, and never with anything of the
 /// payload in what is RAM of it.
-pub fn buffer(random: &mut Random) -> (u64, u32) {
+pub fn buffer(random: &Random) -> (u64, u32) {
     let arena = u64::from(BUFFERS.start + random.below(BUFFERS.end - BUFFERS.start - 0x1_0000));
     match random.below(16) {
         0 => (not_ram(random), random.below(0x2000)),
         1 => (not_ram(random), random.word()),
         // Over the end of RAM by a little or by much.
         2 => (u64::from(RAM - random.below(0x1000)), 0x1001),
-        3 => (arena, random.pick(&[u32::MAX, 0x8000_0000, 0x7fff_ffff, RAM])),
+        3 => (
+            arena,
+            random.pick(&[u32::MAX, 0x8000_0000, 0x7fff_ffff, RAM]),
+        ),
         4 => (arena, 0),
         5 => (u64::from(random.below(0x9_0000)), random.below(0x1000)),
         // All of RAM that devices may have.
@@ -61,7 +64,7 @@ pub fn buffer(random: &mut Random) -> (u64, u32) {
 }
 
 /// An address for a ring.
-pub fn ring(random: &mut Random) -> u64 {
+pub fn ring(random: &Random) -> u64 {
     match random.below(4) {
         0 => not_ram(random),
         1 => u64::from(RAM - random.below(0x2000)),
@@ -71,7 +74,7 @@ pub fn ring(random: &mut Random) -> u64 {
 }
 
 /// A base for a BAR that no access to it can hurt the payload at.
-pub fn bar(random: &mut Random, slots: u32) -> u32 {
+pub fn bar(random: &Random, slots: u32) -> u32 {
     match random.below(8) {
         0 => ECAM + random.below(0x10_0000),
         1 => 0xfee0_0000,

@@ -4,7 +4,7 @@
 pub const STEP_LEN: u32 = 16;
 
 /// Longest time to wait for a device, in turns of a loop.
-const PATIENCE: u32 = 20_000;
+const PATIENCE: u32 = 2_000_000;
 
 const COM1: u16 = 0x3f8;
 
@@ -138,10 +138,10 @@ impl Script {
 
     /// Fails the run unless the 32 bits at `address` are `value`.
     pub fn expect32(&mut self, address: u32, value: u32, what: &str) {
-        // The report and an endless loop, unless they are jumped over.
+        // Jumped over unless it is needed.
         let mut report = Self::new(self.after(1));
         report.say(&format!("FAILED: {what}\n"));
-        report.push(Kind::Jump, report.here(), 0, 0);
+        report.push(Kind::Crash, 0, 0, 0);
         let after = report.here();
         self.push(Kind::JumpIf, address, value, after);
         self.steps.append(&mut report.steps);

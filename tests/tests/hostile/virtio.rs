@@ -124,7 +124,11 @@ impl Device {
     /// Drives the device as it is meant to be, and fails the run if that does not work.
     pub fn use_properly(&self, script: &mut Script) {
         let queue = self.queue(if self.kind == Type::Block { 0 } else { 1 });
-        let queue = if self.kind == Type::Rng { self.queue(0) } else { queue };
+        let queue = if self.kind == Type::Rng {
+            self.queue(0)
+        } else {
+            queue
+        };
         self.clear(script, &queue);
         self.negotiate(script, self.features | VERSION_1);
         self.set_up(script, &queue, 0xffff);
@@ -147,12 +151,19 @@ impl Device {
         for (index, (address, len, flags)) in (0..).zip(chain) {
             let last = usize::from(index) + 1 == chain.len();
             let flags = flags | if last { 0 } else { NEXT };
-            descriptor(script, queue.descriptors, index, (*address, *len, flags, index + 1));
+            descriptor(
+                script,
+                queue.descriptors,
+                index,
+                (*address, *len, flags, index + 1),
+            );
         }
         script.write32(queue.available as u32 + 4, 0);
         script.write16(queue.available as u32 + 2, 1);
         self.notify(script, queue.index);
         script.await16(queue.used as u32 + 2, 1);
+        // The device asks for notifications again when it is done.
+        script.await16(queue.used as u32, 0);
         let name = format!("{:?} {} serves no requests", self.kind, self.slot);
         script.expect32(queue.used as u32, 1 << 16, &name);
         if self.kind == Type::Block {
@@ -167,7 +178,12 @@ impl Device {
     }
 }
 
-fn descriptor(script: &mut Script, table: u64, index: u16, (a, len, flags, next): (u64, u32, u16, u16)) {
+fn descriptor(
+    script: &mut Script,
+    table: u64,
+    index: u16,
+    (a, len, flags, next): (u64, u32, u16, u16),
+) {
     let at = table as u32 + u32::from(index) * 16;
     script.write64(at, a);
     script.write32(at + 8, len);
@@ -175,7 +191,7 @@ fn descriptor(script: &mut Script, table: u64, index: u16, (a, len, flags, next)
 }
 
 /// One attack on a device.
-pub fn attack(script: &mut Script, random: &mut Random, device: &Device) {
+pub fn attack(script: &mut Script, random: &Random, device: &Device) {
     let queues = hostile_queues(random, device);
     for queue in &queues {
         device.clear(script, queue);
@@ -187,21 +203,30 @@ pub fn attack(script: &mut Script, random: &mut Random, device: &Device) {
         if random.one_in(6) {
             spoil(random, &mut shown);
         }
-        let vector = if random.one_in(2) { queue.index } else { random.half() };
+        let vector = if random.one_in(2) {
+            queue.index
+        } else {
+            random.half()
+        };
         device.set_up(script, &shown, vector);
     }
     if random.one_in(3) {
         interrupts(script, random, device);
     }
-    script.write8(device.bar() + STATUS, if random.one_in(10) { 4 } else { 0xf });
+    script.write8(
+        device.bar() + STATUS,
+        if random.one_in(10) { 4 } else { 0xf },
+    );
     for _ in 0..random.below(12) {
         let queue = queues[random.next() as usize % queues.len()];
         disturb(script, random, device, &queue);
     }
 }
 
-fn hostile_queues(random: &mut Random, device: &Device) -> Vec<Queue> {
-    let mut queues: Vec<_> = (0..device.queues).map(|index| device.queue(index)).collect();
+fn hostile_queues(random: &Random, device: &Device) -> Vec<Queue> {
+    let mut queues: Vec<_> = (0..device.queues)
+        .map(|index| device.queue(index))
+        .collect();
     for queue in &mut queues {
         queue.size = random.pick(&[64, 64, 64, 1, 2, 32, 16]);
     }
@@ -212,7 +237,7 @@ fn hostile_queues(random: &mut Random, device: &Device) -> Vec<Queue> {
 }
 
 /// What the driver asks for: what was offered, less, or more.
-fn features(random: &mut Random, device: &Device) -> u64 {
+fn features(random: &Random, device: &Device) -> u64 {
     match random.below(6) {
         0 => random.next(),
         1 => VERSION_1 | random.next() & 0xffff_ffff,
@@ -223,7 +248,7 @@ fn features(random: &mut Random, device: &Device) -> u64 {
 }
 
 /// A queue that is not where or what it should be.
-fn spoil(random: &mut Random, queue: &mut Queue) {
+fn spoil(random: &Random, queue: &mut Queue) {
     match random.below(6) {
         0 => queue.size = random.pick(&[0, 3, 255, 257, 512, 0x8000, 0xffff]),
         1 => queue.descriptors = ring(random),
@@ -236,7 +261,7 @@ fn spoil(random: &mut Random, queue: &mut Queue) {
 }
 
 /// Descriptors and available chains, some of them sound.
-fn fill_queue(script: &mut Script, random: &mut Random, device: &Device, queue: &Queue) {
+fn fill_queue(script: &mut Script, random: &Random, device: &Device, queue: &Queue) {
     let count = 1 + random.below(12) as u16;
     let mut heads = Vec::new();
     let mut index = 0;
@@ -247,18 +272,32 @@ fn fill_queue(script: &mut Script, random: &mut Random, device: &Device, queue: 
     let available = queue.available as u32;
     let entries = random.below(8);
     for entry in 0..entries {
-        let head = if random.one_in(8) { random.half() } else { random.pick(&heads) };
+        let head = if random.one_in(8) {
+            random.half()
+        } else {
+            random.pick(&heads)
+        };
         script.write16(available + 4 + entry * 2, head);
     }
     // The flags, and where the driver wants to be told.
     script.write16(available, random.below(3) as u16);
     script.write16(available + 4 + u32::from(queue.size) * 2, random.half());
-    let index = if random.one_in(6) { random.half() } else { entries as u16 };
+    let index = if random.one_in(6) {
+        random.half()
+    } else {
+        entries as u16
+    };
     script.write16(available + 2, index);
 }
 
 /// One chain from descriptor `first` on; returns how many descriptors it takes.
-fn request(script: &mut Script, random: &mut Random, device: &Device, queue: &Queue, first: u16) -> u16 {
+fn request(
+    script: &mut Script,
+    random: &Random,
+    device: &Device,
+    queue: &Queue,
+    first: u16,
+) -> u16 {
     let header = u64::from(BUFFERS.start + 0x1_0000 + u32::from(first) * 16);
     let mut chain = Vec::new();
     match device.kind {
@@ -282,7 +321,11 @@ fn request(script: &mut Script, random: &mut Random, device: &Device, queue: &Qu
             chain.push((header + 0x2000, 1, WRITE));
         }
         Type::Net | Type::Console => {
-            let writes = if queue.index.is_multiple_of(2) { WRITE } else { 0 };
+            let writes = if queue.index.is_multiple_of(2) {
+                WRITE
+            } else {
+                0
+            };
             for _ in 0..=random.below(3) {
                 let (address, len) = buffer(random);
                 chain.push((address, len, writes));
@@ -309,7 +352,7 @@ fn request(script: &mut Script, random: &mut Random, device: &Device, queue: &Qu
     count
 }
 
-fn mutate(random: &mut Random, (address, len, flags, next): &mut (u64, u32, u16, u16)) {
+fn mutate(random: &Random, (address, len, flags, next): &mut (u64, u32, u16, u16)) {
     match random.below(6) {
         0 => *next = random.pick(&[0, *next - 1, 0x3f, 0xffff, random.half()]),
         1 => *flags |= NEXT,
@@ -325,7 +368,7 @@ fn mutate(random: &mut Random, (address, len, flags, next): &mut (u64, u32, u16,
 }
 
 /// What a descriptor may point to as a table: chains, loops and tables in tables.
-fn indirect_table(script: &mut Script, random: &mut Random, table: u64) {
+fn indirect_table(script: &mut Script, random: &Random, table: u64) {
     if table + 0x1000 >= u64::from(BUFFERS.end) {
         return;
     }
@@ -339,7 +382,7 @@ fn indirect_table(script: &mut Script, random: &mut Random, table: u64) {
 
 /// MSI-X on, with messages to anywhere. None of them is an INIT, a SIPI or an SMI: those would end
 /// the payload, and are for the kernel to handle.
-fn interrupts(script: &mut Script, random: &mut Random, device: &Device) {
+fn interrupts(script: &mut Script, random: &Random, device: &Device) {
     let table = device.bar() + MSIX_TABLE;
     for vector in 0..=u32::from(device.queues) {
         let address = random.pick(&[0xfee0_0000, 0xfee0_1000, random.next(), u64::MAX]);
@@ -354,12 +397,17 @@ fn interrupts(script: &mut Script, random: &mut Random, device: &Device) {
 }
 
 /// Something that a driver does not do while its device is at work.
-fn disturb(script: &mut Script, random: &mut Random, device: &Device, queue: &Queue) {
+fn disturb(script: &mut Script, random: &Random, device: &Device, queue: &Queue) {
     let bar = device.bar();
     match random.below(16) {
         0 => script.write8(bar + STATUS, 0),
         1 => script.write8(bar + STATUS, (random.word() & 0xff) as u8),
-        2 => script.push(Kind::Storm, bar + NOTIFY + u32::from(queue.index) * 4, 0, 200),
+        2 => script.push(
+            Kind::Storm,
+            bar + NOTIFY + u32::from(queue.index) * 4,
+            0,
+            200,
+        ),
         3 => script.write16(queue.available as u32 + 2, random.half()),
         4 => {
             let mut moved = *queue;
@@ -370,13 +418,16 @@ fn disturb(script: &mut Script, random: &mut Random, device: &Device, queue: &Qu
         6 => interrupts(script, random, device),
         // Any register at any width.
         7 | 8 => {
-            let offset = random.pick(&[0, 0x100, DEVICE_CONFIG, NOTIFY, MSIX_TABLE, 0x3000]);
+            let offset = random.pick(&[0, 0, 0x100, DEVICE_CONFIG, NOTIFY, 0x3000]);
             let address = bar + offset + random.below(0x48);
             let kind = random.pick(&[Kind::Write8, Kind::Write16, Kind::Write32]);
-            // A table entry at random could hold an INIT.
-            if offset != MSIX_TABLE {
-                script.push(kind, address, random.word(), 0);
-            }
+            // Queues must not come to lie on the payload.
+            let value = if offset == 0 {
+                ring(random) as u32
+            } else {
+                random.word()
+            };
+            script.push(kind, address, value, 0);
         }
         9 | 10 => {
             let kind = random.pick(&[Kind::Read8, Kind::Read16, Kind::Read32]);
