@@ -106,7 +106,7 @@ fn one_vcpu_with_a_login_on_the_console() -> Result<()> {
         let disk = host.copy(&images.debian12(), "disk.qcow2")?;
         let access = Access::new(host)?;
         let user_data =
-            "#cloud-config\nwrite_files:\n  - path: /root/from-the-seed\n    content: seeded\n";
+            "#cloud-config\nwrite_files: [{path: /root/from-the-seed, content: seeded}]\n";
         let user_data = host.write("user-data", user_data)?;
         let mut arguments = access.arguments("1", "alpha", &disk);
         arguments.extend(["--user-data".to_owned(), user_data]);
@@ -120,12 +120,12 @@ fn one_vcpu_with_a_login_on_the_console() -> Result<()> {
 
         guest.type_in("\n")?;
         guest.log_in("root", "root")?;
-        guest.sh("dmesg -n 1")?;
-        ensure!(guest.sh("hostname")? == "alpha");
-        ensure!(guest.sh("cat /root/from-the-seed")? == "seeded");
+        // By exit codes, as cloud-init and systemd write between the lines of the shell.
+        guest.sh("dmesg -n 1; test $(hostname) = alpha")?;
+        guest.sh("grep -qx seeded /root/from-the-seed")?;
         ensure!(access.ok("hostname")? == "alpha");
         let sums = access.ok(WRITE)?;
-        ensure!(guest.sh("cd /opt/e2e && sha256sum --quiet -c SUMS && echo same")? == "same");
+        guest.sh("cd /opt/e2e && sha256sum --quiet -c SUMS")?;
         guest.type_in("systemctl poweroff\n")?;
         guest.end(Limit::Distribution)?.expect_code(0)?;
         check_image(host, "disk.qcow2", &sums)
