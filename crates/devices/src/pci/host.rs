@@ -105,8 +105,8 @@ impl PciHost {
     }
 
     /// The memory of configuration space. The VMM may map it at the ECAM window's address as a
-    /// read-only slot; it must keep the host while it does.
-    pub fn config_memory(&self) -> &ConfigMemory {
+    /// read-only slot; it must keep the memory while it does.
+    pub fn config_memory(&self) -> &Arc<ConfigMemory> {
         &self.memory
     }
 

@@ -23,7 +23,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use edgevmm_devices::GuestMemory;
-use edgevmm_devices::pci::PciHost;
+use edgevmm_devices::pci::config_memory::ConfigMemory;
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MEM_READONLY,
     KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_pit_config, kvm_pit_state2,
@@ -140,16 +140,14 @@ pub enum ReadOnlyMemory {
     /// A ROM.
     Rom(Arc<MmapRegion>),
     /// PCI configuration space, so that reading it costs the guest no exit.
-    PciConfig(Arc<PciHost>),
+    PciConfig(Arc<ConfigMemory>),
 }
 
 impl ReadOnlyMemory {
     fn host_range(&self) -> (u64, u64) {
         match self {
             ReadOnlyMemory::Rom(rom) => (rom.as_ptr() as u64, rom.size() as u64),
-            ReadOnlyMemory::PciConfig(host) => {
-                (host.config_memory().host_address().get() as u64, ECAM_LEN)
-            }
+            ReadOnlyMemory::PciConfig(memory) => (memory.host_address().get() as u64, ECAM_LEN),
         }
     }
 }

@@ -262,6 +262,10 @@ impl Machine {
         }
         let window = PCI_WINDOW_BASE..PCI_WINDOW_BASE + PCI_WINDOW_LEN;
         let pci_host = PciHost::new(window)?;
+        // With the RAM, before the interrupt controllers: a slot that is set after they have put
+        // themselves on KVM's buses waits until the kernel is sure that nobody uses the old ones.
+        let config_memory = Arc::clone(pci_host.config_memory());
+        vm.map_readonly(ECAM_BASE, ReadOnlyMemory::PciConfig(config_memory))?;
         vm.create_interrupt_controllers()?;
         let interrupts = Interrupts::new(vm.fd())?;
         let device_thread = DeviceThread::start().map_err(host("a device thread"))?;
@@ -300,7 +304,6 @@ impl Machine {
             }
         };
         let pci = Arc::new(pci.host);
-        vm.map_readonly(ECAM_BASE, ReadOnlyMemory::PciConfig(Arc::clone(&pci)))?;
 
         let topology = config.cpus.topology()?;
         let description = firmware_data::describe(config, topology, uuid);
