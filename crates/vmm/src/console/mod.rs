@@ -16,8 +16,8 @@ use tokio::sync::Notify;
 /// Bytes of output kept for readers that attach later or fall behind.
 pub const HISTORY: usize = 64 << 10;
 
-/// How long a blocking reader lets output gather before it takes it, so that a guest that prints
-/// byte by byte costs a wakeup per line or so and not per byte.
+/// How long a blocking reader that was woken lets more output gather before it looks again: the
+/// first byte goes out at once, and a guest that prints byte by byte costs a wakeup per line or so.
 const GATHER: Duration = Duration::from_millis(2);
 
 #[derive(Debug)]
@@ -104,6 +104,7 @@ impl ConsoleHub {
             hub: Arc::clone(self),
             position,
             live_from: ring.end,
+            woken: false,
         }
     }
 
@@ -144,6 +145,8 @@ pub struct Reader {
     hub: Arc<ConsoleHub>,
     position: u64,
     live_from: u64,
+    /// Whether the last blocking read had to be woken.
+    woken: bool,
 }
 
 impl Reader {
@@ -154,21 +157,18 @@ impl Reader {
 
     /// Waits for output, on a thread of one's own.
     pub fn read_blocking(&mut self, buffer: &mut [u8]) -> Chunk {
+        if std::mem::take(&mut self.woken) {
+            std::thread::sleep(GATHER);
+        }
         let mut ring = self.hub.lock();
-        let mut slept = false;
         while ring.end == self.position && !ring.closed {
             ring.sleepers += 1;
-            slept = true;
+            self.woken = true;
             ring = self
                 .hub
                 .woken
                 .wait(ring)
                 .unwrap_or_else(PoisonError::into_inner);
-        }
-        if slept && !ring.closed {
-            drop(ring);
-            std::thread::sleep(GATHER);
-            ring = self.hub.lock();
         }
         ring.read(&mut self.position, buffer)
     }
