@@ -25,6 +25,9 @@ pub struct BenchCommand {
     /// Starts of each VMM with a payload.
     #[arg(long, value_name = "N", default_value_t = 60)]
     starts: usize,
+    /// Measure this program instead of building one.
+    #[arg(long, value_name = "FILE")]
+    edgevmm: Option<PathBuf>,
     /// Where to write the report [default: docs/bench].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -36,7 +39,10 @@ impl BenchCommand {
     /// # Errors
     /// edgevmm does not build or run.
     pub fn run(&self) -> Result<ExitCode> {
-        let edgevmm = build::release_binary()?;
+        let edgevmm = match &self.edgevmm {
+            Some(path) => std::path::absolute(path)?,
+            None => build::release_binary()?,
+        };
         let verdict = kvm::host_kvm_runs_stock_kernels();
         let in_lab = verdict != KvmVerdict::Usable;
         if self.boots > 0 {
