@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 use xtask::kvm::{KvmVerdict, host_kvm_runs_stock_kernels};
-use xtask::lab::{self, Lab, Machine, MachineEnded, Options, WindowSize};
+use xtask::lab::{self, Lab, Machine, Options, TimedOut, WindowSize};
 
 use crate::command::{Command, Output};
 use crate::process::Process;
@@ -269,13 +269,14 @@ impl Host {
         })
     }
 
-    /// Whether the lab's machine ended by itself.
+    /// Whether the lab's machine ended by itself: it takes no command any more. One that is only
+    /// too slow is not taken for ended, as a guest may be to blame for that.
     pub(crate) fn is_broken(&self) -> bool {
         match &self.place {
             Place::Native(_) => false,
             Place::Lab(lab, _) => lab
                 .run(&lab::Command::new("true").timeout(Duration::from_secs(60)))
-                .is_err_and(|error| error.is::<MachineEnded>()),
+                .is_err_and(|error| !error.is::<TimedOut>()),
         }
     }
 
