@@ -119,8 +119,6 @@ fn handler(kind: Kind) -> &'static [u8] {
         Kind::InString => b"\x89\xcf\x89\xd9\xf3\x6c",
         // 1: dec edx; jnz 1b
         Kind::Spin => b"\x4a\x75\xfd",
-        // 1: cmp [edx], cx; je 2f; dec ebx; jnz 1b; 2:
-        Kind::Await16 => b"\x66\x39\x0a\x74\x03\x4b\x75\xf8",
         // 1: cmp [edx], ecx; jne 1b
         Kind::Until32 => b"\x39\x0a\x75\xfc",
         // 1: in al, dx; test al, cl; jz 1b
@@ -156,7 +154,6 @@ const KINDS: [Kind; Kind::COUNT] = [
     Kind::OutString,
     Kind::InString,
     Kind::Spin,
-    Kind::Await16,
     Kind::Until32,
     Kind::UntilPort,
     Kind::Add32,
@@ -196,8 +193,8 @@ fn interpreter(base: u32, scripts: [u32; 2]) -> (Code, Entries) {
     for kind in KINDS {
         handlers.push(code.here());
         if kind == Kind::Crash {
-            // lidt [no_idt]
-            code.emit32(b"\x0f\x01\x1d", base + NO_IDT_POINTER);
+            // mov eax, [edx]; lidt [no_idt]
+            code.emit32(b"\x8b\x02\x0f\x01\x1d", base + NO_IDT_POINTER);
         }
         code.emit(handler(kind));
         jump_next(&mut code);

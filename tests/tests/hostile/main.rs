@@ -83,6 +83,7 @@ impl Target {
             slot,
             queues,
             features,
+            pristine: slot == 2,
         };
         (1..).zip(kinds).map(device).collect()
     }

@@ -3,9 +3,6 @@
 /// Bytes of one step in the payload's memory.
 pub const STEP_LEN: u32 = 16;
 
-/// Longest time to wait for a device, in turns of a loop.
-const PATIENCE: u32 = 2_000_000;
-
 const COM1: u16 = 0x3f8;
 
 /// A step's handler, by its place in the interpreter's table.
@@ -36,8 +33,6 @@ pub enum Kind {
     InString,
     /// Turns a loop a times.
     Spin,
-    /// Until the 16 bits at a are b, but at most c turns of a loop.
-    Await16,
     /// Until the 32 bits at a are b.
     Until32,
     /// Until a bit of b is set in port a.
@@ -50,7 +45,7 @@ pub enum Kind {
     JumpIf,
     /// As [`Kind::JumpIf`], if they are not.
     JumpUnless,
-    /// Ends in a triple fault.
+    /// Ends in a triple fault, with EAX as read from a, EDX as a and ECX as b.
     Crash,
 }
 
@@ -131,17 +126,13 @@ impl Script {
         self.push(Kind::Read32, address, 0, 0);
     }
 
-    /// Waits a while for the 16 bits at `address` to be `value`.
-    pub fn await16(&mut self, address: u32, value: u16) {
-        self.push(Kind::Await16, address, value.into(), PATIENCE);
-    }
-
-    /// Fails the run unless the 32 bits at `address` are `value`.
+    /// Fails the run unless the 32 bits at `address` are `value`: the machine ends and shows its
+    /// registers.
     pub fn expect32(&mut self, address: u32, value: u32, what: &str) {
         // Jumped over unless it is needed.
         let mut report = Self::new(self.after(1));
         report.say(&format!("FAILED: {what}\n"));
-        report.push(Kind::Crash, 0, 0, 0);
+        report.push(Kind::Crash, address, value, 0);
         let after = report.here();
         self.push(Kind::JumpIf, address, value, after);
         self.steps.append(&mut report.steps);
@@ -156,12 +147,6 @@ impl Script {
         for byte in text.bytes() {
             self.out8(COM1, byte);
         }
-    }
-
-    /// Waits for a byte from the console.
-    pub fn listen(&mut self) {
-        self.push(Kind::UntilPort, u32::from(COM1) + 5, 1, 0);
-        self.push(Kind::In8, COM1.into(), 0, 0);
     }
 
     pub fn power_off(&mut self) {
