@@ -18,10 +18,10 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser};
-use tracing_subscriber::filter::DynFilterFn;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::{DynFilterFn, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer as _};
 
 use cli::{Cli, Command, JsonArg, LogArgs, RunArgs};
 use exit::{Failure, Outcome};
@@ -85,7 +85,7 @@ fn start_log(args: &LogArgs, detached: bool) -> Result<String, Failure> {
     let filter = filter
         .filter(|filter| !filter.is_empty())
         .unwrap_or_else(|| DEFAULT_FILTER.to_owned());
-    let parsed = EnvFilter::builder().parse(&filter).map_err(|error| {
+    let parsed = filter.parse::<Targets>().map_err(|error| {
         Failure::usage(anyhow::Error::from(error).context(format!("`{filter}` is no log filter")))
             .hint("write a level (error, warn, info, debug, trace), or levels by module")
     })?;
