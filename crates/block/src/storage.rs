@@ -89,11 +89,14 @@ impl ImageFile {
         }
     }
 
-    /// Reports a change that did not go through [`WriteOrder::write`].
-    fn data_written(&self, done: io::Result<()>) -> io::Result<()> {
-        if let Some(order) = &self.order {
-            order.data_written();
-        }
+    /// Does a change that does not go through [`WriteOrder::write`], if it may be done.
+    fn change(&self, offset: u64, change: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let Some(order) = &self.order else {
+            return change();
+        };
+        order.check_place(offset)?;
+        let done = change();
+        order.data_written();
         done
     }
 }
@@ -149,15 +152,15 @@ impl Storage for ImageFile {
 
     // A range past the end of the file reads as zeroes already, so zeroing need not extend it.
     unsafe fn pure_write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.data_written(self.host.write_zeroes(offset, length, true))
+        self.change(offset, || self.host.write_zeroes(offset, length, true))
     }
 
     unsafe fn pure_write_allocated_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.data_written(self.host.write_zeroes(offset, length, false))
+        self.change(offset, || self.host.write_zeroes(offset, length, false))
     }
 
     unsafe fn pure_discard(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.host.discard(offset, length)
+        self.change(offset, || self.host.discard(offset, length))
     }
 
     fn flush(&self) -> io::Result<()> {

@@ -5,6 +5,8 @@
 //! that is broken, truncated or hostile is refused in one clear line, and so that what it can make
 //! this process allocate or search is bounded before anything is allocated.
 
+use std::ops::Range;
+
 /// Longest part of the file the header can take up: one cluster of the largest size.
 pub const MAX_HEADER_LEN: usize = 2 << 20;
 
@@ -17,6 +19,8 @@ const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
 const MAX_L1_BYTES: u64 = 32 << 20;
 /// Longest refcount table in bytes, as in QEMU.
 const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
+/// Longest refcount table in bytes that imago makes.
+const MAX_GROWN_REFCOUNT_TABLE_BYTES: u64 = 32 << 20;
 /// L2 tables and refcount blocks imago keeps in memory, each one cluster long.
 const CACHED_L2_TABLES: u64 = 128;
 const CACHED_REFCOUNT_BLOCKS: u64 = 32;
@@ -26,6 +30,9 @@ const MAX_BACKING_NAME: usize = 1023;
 
 const EXT_END: u32 = 0;
 const EXT_BACKING_FORMAT: u32 = 0xe279_2aca;
+const EXT_FEATURE_NAMES: u32 = 0x6803_f857;
+/// Bytes of one entry of the feature name table.
+const FEATURE_NAME_LEN: usize = 48;
 
 /// Incompatible feature bits that make writing unsafe, but not reading.
 pub const FEATURE_DIRTY: u8 = 1 << 0;
@@ -52,6 +59,8 @@ pub struct Header {
     pub refcount_offset: u64,
     /// Entries of the refcount table.
     pub refcount_entries: u32,
+    /// Bits of one refcount: a power of two up to 64.
+    pub refcount_bits: u32,
     /// The file the image asks for as its backing file.
     pub backing: Option<String>,
     /// The format the image says that file has.
@@ -81,10 +90,10 @@ impl Header {
             2 => return Err(encrypted("LUKS")),
             other => return Err(format!("its encryption method {other} is unknown")),
         }
-        let unsafe_to_write = if version == 2 {
-            0
+        let (unsafe_to_write, refcount_bits) = if version == 2 {
+            (0, 16)
         } else {
-            check_features(head)?
+            (check_features(head)?, refcount_bits(head)?)
         };
         let backing = backing_name(head)?;
         let backing_format = extensions(head, version)?;
@@ -96,6 +105,7 @@ impl Header {
             l1_entries: u32_at(head, 36)?,
             refcount_offset: u64_at(head, 48)?,
             refcount_entries: check_refcount_table(u32_at(head, 56)?, cluster_bits)?,
+            refcount_bits,
             backing,
             backing_format,
             unsafe_to_write,
@@ -107,6 +117,21 @@ impl Header {
     /// Cluster size in bytes.
     pub fn cluster_size(&self) -> u64 {
         1 << self.cluster_bits
+    }
+
+    /// Where the refcount table is according to `head`, the first bytes of a newer header of the
+    /// same image; none if they are anything else.
+    pub fn refcounts_if_moved(&self, head: &[u8]) -> Option<Range<u64>> {
+        let same = head.starts_with(MAGIC)
+            && u32_at(head, 4).ok()? == self.version
+            && u32_at(head, 20).ok()? == self.cluster_bits
+            && u64_at(head, 24).ok()? == self.size
+            && u32_at(head, 36).ok()? == self.l1_entries
+            && u64_at(head, 40).ok()? == self.l1_offset;
+        let start = u64_at(head, 48).ok()?;
+        let len = u64::from(u32_at(head, 56).ok()?) << self.cluster_bits;
+        let possible = start >= self.cluster_size() && len <= MAX_GROWN_REFCOUNT_TABLE_BYTES;
+        (same && possible).then(|| start..start.saturating_add(len))
     }
 
     fn check_tables(&self, file_len: u64) -> Result<(), String> {
@@ -200,7 +225,7 @@ fn check_magic(head: &[u8]) -> Result<u32, String> {
     Ok(version)
 }
 
-/// Checks the fields that only version 3 has.
+/// Checks the feature bits, which only version 3 has, and returns those that are set.
 fn check_features(head: &[u8]) -> Result<u8, String> {
     let features = u64_at(head, 72)?;
     let readable = u64::from(FEATURE_DIRTY | FEATURE_CORRUPT);
@@ -221,13 +246,16 @@ fn check_features(head: &[u8]) -> Result<u8, String> {
             "it uses unknown incompatible features ({unknown:#x})"
         ));
     }
-    let order = u32_at(head, 96)?;
-    if order > 6 {
-        return Err(format!(
-            "its refcounts would be 2^{order} bits wide; 64 is the most"
-        ));
-    }
     Ok(u8::try_from(features & readable).unwrap_or(0))
+}
+
+fn refcount_bits(head: &[u8]) -> Result<u32, String> {
+    match u32_at(head, 96)? {
+        order @ 0..=6 => Ok(1 << order),
+        order => Err(format!(
+            "its refcounts would be 2^{order} bits wide; 64 is the most"
+        )),
+    }
 }
 
 /// Number of entries in a refcount table of `clusters` clusters.
@@ -281,6 +309,13 @@ fn extensions(head: &[u8], version: u32) -> Result<Option<String>, String> {
             .checked_add(len as usize)
             .and_then(|end| list.get(start..end))
             .ok_or_else(|| format!("its header extension {kind:#x} reaches out of the header"))?;
+        // imago panics at the rest of an entry.
+        if kind == EXT_FEATURE_NAMES && !data.len().is_multiple_of(FEATURE_NAME_LEN) {
+            return Err(format!(
+                "its feature name table of {} bytes is not made of whole entries",
+                data.len()
+            ));
+        }
         if kind == EXT_BACKING_FORMAT {
             let name = String::from_utf8_lossy(data).into_owned();
             if format.as_ref().is_some_and(|known| *known != name) {

@@ -10,6 +10,7 @@
 mod disk;
 mod header;
 mod order;
+mod refcounts;
 mod tables;
 #[cfg(test)]
 mod tests;

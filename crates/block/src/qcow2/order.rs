@@ -11,6 +11,11 @@
 //! a flush has written what they need, and has the disk catch up between writes of other metadata
 //! and of L2 tables. Nobody misses what is kept back, as both tables are only read when an image
 //! is opened. A flush that meets no new metadata costs nothing more than before.
+//!
+//! It also keeps the header from harm. Refcounts can come to say that cluster 0 is free after they
+//! were checked, as an image may give its guest the clusters of its tables as data, and imago would
+//! then put data there. Such writes fail; only what looks like this image's header passes, with a
+//! refcount table of bounded length, as its length bounds what is kept back.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -21,7 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use imago::io_buffers::{IoBuffer, IoVector};
 use libc::iovec;
 
-use super::header::{Header, u32_at, u64_at};
+use super::header::Header;
 use super::tables::{OFFSET_MASK, entries};
 use crate::host_file::HostFile;
 
@@ -35,6 +40,7 @@ pub struct WriteOrder {
     cluster: u64,
     /// Bytes imago writes to change one table entry; no guest's write is as short.
     entry_len: u64,
+    header: Header,
     l1: Range<u64>,
     refcounts_start: AtomicU64,
     refcounts_end: AtomicU64,
@@ -86,6 +92,7 @@ impl WriteOrder {
             entry_len: host.align().request.max(8) as u64,
             host,
             cluster: header.cluster_size(),
+            header: header.clone(),
             l1: header.l1_offset..end(header.l1_offset, header.l1_entries),
             refcounts_start: header.refcount_offset.into(),
             refcounts_end: end(header.refcount_offset, header.refcount_entries).into(),
@@ -109,6 +116,13 @@ impl WriteOrder {
         if len == self.entry_len && unsafe { self.keep_back(iovecs, offset) } {
             return Ok(());
         }
+        if offset == 0 && len <= self.cluster {
+            // SAFETY: the caller vouches for the memory.
+            return self.write_header(&unsafe { gather(iovecs) }, || unsafe {
+                self.host.write_at(iovecs.iter().copied(), offset)
+            });
+        }
+        self.check_place(offset)?;
         let whole_cluster = len == self.cluster && offset.is_multiple_of(self.cluster);
         let is_l2 = whole_cluster && self.state().l2_tables.contains(&offset);
         if is_l2 {
@@ -116,8 +130,6 @@ impl WriteOrder {
         } else if whole_cluster {
             // This may be a refcount block that frees what an L2 table no longer refers to.
             self.catch_up(&self.l2_writes)?;
-        } else if offset == 0 {
-            self.catch_up(&self.other_writes)?;
         }
         // SAFETY: the caller vouches for the memory.
         let done = unsafe { self.host.write_at(iovecs.iter().copied(), offset) };
@@ -126,9 +138,35 @@ impl WriteOrder {
         } else {
             self.other_writes.count();
         }
-        if offset == 0 && len <= self.cluster && done.is_ok() {
-            // SAFETY: the caller vouches for the memory.
-            self.header_written(&unsafe { gather(iovecs) });
+        done
+    }
+
+    /// Checks that nothing but a header goes to the first cluster, and that table entries can
+    /// refer to `offset`.
+    pub fn check_place(&self, offset: u64) -> io::Result<()> {
+        if offset < self.cluster {
+            return Err(io::Error::other(
+                "the image's refcounts are damaged: its header would be overwritten",
+            ));
+        }
+        if offset > OFFSET_MASK {
+            return Err(io::Error::other(
+                "the image's tables are damaged: it would grow past what they can refer to",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Has `write` write the header, whose first bytes are `head`.
+    fn write_header(&self, head: &[u8], write: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let Some(refcounts) = self.header.refcounts_if_moved(head) else {
+            return self.check_place(0);
+        };
+        self.catch_up(&self.other_writes)?;
+        let done = write();
+        self.other_writes.count();
+        if done.is_ok() {
+            self.refcounts_moved(refcounts);
         }
         done
     }
@@ -222,16 +260,11 @@ impl WriteOrder {
     }
 
     /// The header may have got a new refcount table, written in full before.
-    fn header_written(&self, header: &[u8]) {
-        let (Ok(start), Ok(clusters)) = (u64_at(header, 48), u32_at(header, 56)) else {
-            return;
-        };
-        let clusters = u64::from(clusters);
-        let end = start.saturating_add(clusters.saturating_mul(self.cluster));
-        if self.refcounts_start.swap(start, Ordering::AcqRel) != start {
+    fn refcounts_moved(&self, to: Range<u64>) {
+        if self.refcounts_start.swap(to.start, Ordering::AcqRel) != to.start {
             self.state().refcounts.clear();
         }
-        self.refcounts_end.store(end, Ordering::Release);
+        self.refcounts_end.store(to.end, Ordering::Release);
     }
 
     fn in_refcount_table(&self, offset: u64) -> bool {

@@ -1,15 +1,15 @@
-//! Checks of a qcow2 image's mapping and refcount tables when it is opened.
+//! Checks of a qcow2 image's mapping tables when it is opened.
 //!
 //! They find an image that was cut short, which would otherwise read as zeroes where data is
-//! missing, and refcount blocks listed more than once, by which a small hostile file could make
-//! the search for a free cluster run for hours.
+//! missing.
 
 use std::collections::HashSet;
 
 use super::header::{Header, truncated};
+use super::refcounts;
 use crate::storage::ImageFile;
 
-/// Where an L1, L2 or refcount table entry points.
+/// Where an L1 or L2 table entry points.
 pub const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 const L2_COMPRESSED: u64 = 1 << 62;
 const L2_ZERO: u64 = 1;
@@ -24,8 +24,16 @@ pub fn check(file: &ImageFile, header: &Header, writable: bool) -> Result<HashSe
     let l1 = read_table(file, header.l1_offset, header.l1_entries)?;
     let l2_tables = check_l1(file, header, &l1, file_len)?;
     if writable {
-        let refcounts = read_table(file, header.refcount_offset, header.refcount_entries)?;
-        check_refcounts(header, &refcounts, file_len)?;
+        let used = entries(&l1)
+            .filter(|entry| entry & OFFSET_MASK != 0)
+            .count();
+        if l2_tables.len() < used {
+            return Err(format!(
+                "its L1 table refers to an L2 table twice; {}",
+                refcounts::REMEDY
+            ));
+        }
+        refcounts::check(file, header, &l2_tables, file_len)?;
     }
     Ok(l2_tables)
 }
@@ -78,24 +86,8 @@ fn check_l2(header: &Header, l2: &[u8], file_len: u64) -> Result<(), String> {
     Ok(())
 }
 
-fn check_refcounts(header: &Header, table: &[u8], file_len: u64) -> Result<(), String> {
-    let mut seen = HashSet::new();
-    for entry in entries(table) {
-        let offset = entry & OFFSET_MASK;
-        if offset == 0 {
-            continue;
-        }
-        check_cluster("refcount block", offset, header.cluster_size(), file_len)?;
-        if !seen.insert(offset) {
-            return Err(format!(
-                "its refcount block at offset {offset} is listed twice"
-            ));
-        }
-    }
-    Ok(())
-}
-
-fn check_cluster(what: &str, offset: u64, cluster: u64, file_len: u64) -> Result<(), String> {
+/// Checks that one cluster of metadata starts where clusters do and ends inside the file.
+pub fn check_cluster(what: &str, offset: u64, cluster: u64, file_len: u64) -> Result<(), String> {
     if !offset.is_multiple_of(cluster) {
         return Err(format!(
             "its {what} at offset {offset} does not start at a cluster"
@@ -107,7 +99,8 @@ fn check_cluster(what: &str, offset: u64, cluster: u64, file_len: u64) -> Result
     }
 }
 
-fn read_table(file: &ImageFile, offset: u64, count: u32) -> Result<Vec<u8>, String> {
+/// Reads the `count` entries of a table.
+pub fn read_table(file: &ImageFile, offset: u64, count: u32) -> Result<Vec<u8>, String> {
     // The header's check has bounded the length.
     let mut table = vec![0; count as usize * 8];
     file.read_exact(&mut table, offset)

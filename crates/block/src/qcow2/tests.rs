@@ -94,6 +94,11 @@ fn refusals_name_the_field() {
         (100, &103u32.to_be_bytes(), "header length of 103"),
         (100, &u32::MAX.to_be_bytes(), "header length"),
         (104, &[1; 8], "extension 0x1010101"),
+        (
+            104,
+            &0x6803_f857_0000_0031_u64.to_be_bytes(),
+            "feature name table of 49 bytes",
+        ),
         (8, &[0xff; 12], "backing file"),
     ] {
         let text = refusal(at, bytes);

@@ -1,0 +1,272 @@
+//! Images whose metadata is damaged, or made to do harm.
+
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+mod common;
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+
+use common::{Random, create, open_disk, open_free, options, read, run, str, write};
+use edgevmm_block::{BlockBackend, DiskOptions, ImageFormat, open};
+use tempfile::TempDir;
+
+const CLUSTER: u64 = 512;
+const SIZE: u64 = 1 << 20;
+/// Where a qcow2 header says where the L1 table is, and the refcount table.
+const L1_AT: u64 = 40;
+const REFCOUNTS_AT: u64 = 48;
+const COPIED: u64 = 1 << 63;
+const COMPRESSED: u64 = 1 << 62;
+
+/// An image with the smallest clusters, to be changed byte by byte.
+#[derive(Clone, Debug)]
+struct Image {
+    path: PathBuf,
+    bytes: Vec<u8>,
+}
+
+impl Image {
+    fn new(dir: &TempDir) -> Self {
+        let args = ["-f", "qcow2", "-o", "cluster_size=512"];
+        let path = create(dir, "image", &args, SIZE);
+        run("qemu-io", &["-c", "write -P 1 0 20k", str(&path)]);
+        let bytes = std::fs::read(&path).unwrap();
+        Self { path, bytes }
+    }
+
+    fn number(&self, at: u64) -> u64 {
+        u64::from_be_bytes(*self.bytes[at as usize..].first_chunk().unwrap())
+    }
+
+    fn put(&mut self, at: u64, bytes: &[u8]) {
+        self.bytes[at as usize..][..bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn put_number(&mut self, at: u64, number: u64) {
+        self.put(at, &number.to_be_bytes());
+    }
+
+    fn l1(&self) -> u64 {
+        self.number(L1_AT)
+    }
+
+    /// Offset of the first L2 table.
+    fn l2(&self) -> u64 {
+        self.number(self.l1()) & !COPIED
+    }
+
+    fn refcounts(&self) -> u64 {
+        self.number(REFCOUNTS_AT)
+    }
+
+    /// Offset of the first refcount block.
+    fn block(&self) -> u64 {
+        self.number(self.refcounts())
+    }
+
+    /// Offset of the refcount, of 16 bits, of the cluster at `offset`.
+    fn refcount_of(&self, offset: u64) -> u64 {
+        self.block() + offset / CLUSTER * 2
+    }
+
+    fn store(&self) {
+        std::fs::write(&self.path, &self.bytes).unwrap();
+    }
+
+    /// Asserts that the image cannot be written to, in words that contain `says`, but be read.
+    fn assert_refused(&self, says: &[&str]) {
+        self.store();
+        let text = open_disk(&self.path, &[]).unwrap_err().to_string();
+        for word in says {
+            assert!(text.contains(word), "{text:?} does not say {word:?}");
+        }
+        let read_only = open_free(|| DiskOptions {
+            read_only: true,
+            ..options(&self.path, &[])
+        });
+        assert_eq!(read(&*read_only.unwrap(), 0, 4096), [1; 4096]);
+        let snapshot = open_free(|| DiskOptions {
+            snapshot: true,
+            ..options(&self.path, &[])
+        });
+        write(&*snapshot.unwrap(), 0, &[2; 4096]).unwrap();
+    }
+}
+
+#[test]
+fn metadata_that_is_called_free() {
+    let dir = TempDir::new().unwrap();
+    let good = Image::new(&dir);
+    for (what, offset) in [
+        ("header at offset 0", 0),
+        ("L1 table", good.l1()),
+        ("L2 table", good.l2()),
+        ("refcount table", good.refcounts()),
+        ("refcount block", good.block()),
+    ] {
+        let mut image = good.clone();
+        image.put(good.refcount_of(offset), &[0; 2]);
+        image.assert_refused(&[what, "is free", "qemu-img check -r all", "read-only"]);
+    }
+}
+
+/// imago would look for a place for the missing block until its stack ends.
+#[test]
+fn no_refcounts_of_the_first_clusters() {
+    let dir = TempDir::new().unwrap();
+    let mut image = Image::new(&dir);
+    let table = image.refcounts();
+    image.put_number(table, 0);
+    image.assert_refused(&["header at offset 0 is free"]);
+}
+
+#[test]
+fn narrow_refcounts() {
+    let dir = TempDir::new().unwrap();
+    for bits in ["1", "2", "4", "8", "64"] {
+        let option = format!("cluster_size=512,refcount_bits={bits}");
+        let path = create(&dir, bits, &["-f", "qcow2", "-o", &option], SIZE);
+        run("qemu-io", &["-c", "write -P 1 0 900k", str(&path)]);
+        let disk = open_disk(&path, &[]).unwrap();
+        write(&*disk, 0, &[2; 4096]).unwrap();
+        drop(disk);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let number = |at: u64| u64::from_be_bytes(*bytes[at as usize..].first_chunk().unwrap());
+        let block = number(number(REFCOUNTS_AT)) as usize;
+        // The last bit, or byte, of the header's refcount; one is all it has.
+        bytes[block + bits.parse::<usize>().unwrap() / 9] &= 0xfe;
+        bytes[block + 7] &= if bits == "64" { 0 } else { 0xff };
+        std::fs::write(&path, &bytes).unwrap();
+        let text = open_disk(&path, &[]).unwrap_err().to_string();
+        assert!(text.contains("header at offset 0 is free"), "{text}");
+    }
+}
+
+#[test]
+fn tables_in_the_same_place() {
+    let dir = TempDir::new().unwrap();
+    let good = Image::new(&dir);
+    let (l1, l2, block) = (good.l1(), good.l2(), good.block());
+    for (at, to, what) in [
+        (good.refcounts() + 8, block, "refcount block"),
+        (good.refcounts() + 8, l1, "refcount block"),
+        (good.refcounts() + 8, l2, "refcount block"),
+        (l1 + 8, l2 | COPIED, "L2 table"),
+        (l1 + 8, good.refcounts() | COPIED, "refcount table"),
+    ] {
+        let mut image = good.clone();
+        image.put_number(at, to);
+        image.store();
+        let text = open_disk(&image.path, &[]).unwrap_err().to_string();
+        assert!(text.contains(what), "{text:?} does not say {what:?}");
+    }
+}
+
+/// The first cluster comes to be called free only when the guest has the compressed data in it
+/// discarded.
+#[test]
+fn the_header_is_no_place_for_data() {
+    let dir = TempDir::new().unwrap();
+    let mut image = Image::new(&dir);
+    let l2 = image.l2();
+    image.put_number(l2, COMPRESSED);
+    image.store();
+    let disk = open_disk(&image.path, &[]).unwrap();
+    disk.discard(0, CLUSTER).unwrap();
+    let err = write(&*disk, 0, &[7; CLUSTER as usize]).unwrap_err();
+    let cause = err.source().unwrap().to_string();
+    assert!(cause.contains("header would be overwritten"), "{cause}");
+    // The next one gets another place.
+    write(&*disk, 0, &[8; CLUSTER as usize]).unwrap();
+    assert_eq!(read(&*disk, 0, CLUSTER), [8; CLUSTER as usize]);
+    drop(disk);
+    assert_eq!(std::fs::read(&image.path).unwrap()[..72], image.bytes[..72]);
+}
+
+/// Whatever an image's metadata says, this process neither panics nor runs away.
+#[test]
+fn damaged_metadata_does_no_harm() {
+    let dir = TempDir::new().unwrap();
+    let below = create(&dir, "below", &["-f", "raw"], SIZE);
+    let mut random = Random::new();
+    let rounds = std::env::var("ROUNDS").map_or(150, |rounds| rounds.parse().unwrap());
+    for refcount_bits in [1, 16, 64] {
+        let image = snapshotted(&dir, &below, refcount_bits);
+        let good = std::fs::read(&image).unwrap();
+        let mut opened = 0;
+        for _ in 0..rounds / 3 {
+            std::fs::write(&image, damaged(&good, &mut random)).unwrap();
+            let Ok(disk) = open(DiskOptions {
+                format: Some(ImageFormat::Qcow2),
+                ..options(&image, &[&below])
+            }) else {
+                continue;
+            };
+            opened += 1;
+            attack(&*disk, &mut random);
+        }
+        assert!(
+            opened > rounds / 30,
+            "too few images got past the checks ({opened})"
+        );
+    }
+}
+
+/// An image with an internal snapshot, or with as much data if its refcounts are too narrow.
+fn snapshotted(dir: &TempDir, below: &Path, refcount_bits: u32) -> PathBuf {
+    let layout = format!("cluster_size=512,refcount_bits={refcount_bits}");
+    let name = format!("image{refcount_bits}");
+    let args = ["-f", "qcow2", "-o", &layout, "-F", "raw", "-b", str(below)];
+    let image = create(dir, &name, &args, SIZE);
+    let writes = ["-c", "write -P 1 0 100k", "-c", "write -P 2 512k 9k"];
+    run("qemu-io", &[&writes[..], &[str(&image)]].concat());
+    if refcount_bits > 1 {
+        run("qemu-img", &["snapshot", "-c", "s", str(&image)]);
+    }
+    run("qemu-io", &["-c", "write -P 3 50k 10k", str(&image)]);
+    image
+}
+
+/// A copy of the image `good` with some bytes, or entries of its tables, changed.
+fn damaged(good: &[u8], random: &mut Random) -> Vec<u8> {
+    let mut bytes = good.to_vec();
+    for _ in 0..1 + random.below(6) {
+        // Headers and tables are mostly near the beginning.
+        let bound = [112, 4096, 16384, good.len() as u64][random.below(4) as usize];
+        let at = random.below(bound) as usize;
+        if random.below(2) == 0 {
+            let flags = [0, COPIED, COMPRESSED, COPIED | 1][random.below(4) as usize];
+            let cluster = random.below(good.len() as u64 / CLUSTER) * CLUSTER;
+            let entry = (flags | cluster).to_be_bytes();
+            bytes[at & !7..][..8].copy_from_slice(&entry);
+            continue;
+        }
+        bytes[at] = match random.below(3) {
+            0 => random.below(256) as u8,
+            1 => bytes[at] ^ (1 << random.below(8)),
+            _ => [0, 0xff, 0x80, 1][random.below(4) as usize],
+        };
+    }
+    bytes
+}
+
+/// Requests of every kind, whose failure is no matter.
+fn attack(disk: &dyn BlockBackend, random: &mut Random) {
+    let size = disk.size().min(1 << 20);
+    if size < 512 {
+        return;
+    }
+    let mut buf = vec![0; 4096 * 512];
+    for _ in 0..40 {
+        let (offset, len) = random.range(size);
+        let bufs = [edgevmm_block::VolatileSlice::from(&mut buf[..len as usize])];
+        let _ = match random.below(6) {
+            0 => disk.discard(offset, len),
+            1 => disk.write_zeroes(offset, len, random.below(2) == 0),
+            2 => disk.flush(),
+            3 => disk.read_vectored(&bufs, offset),
+            _ => disk.write_vectored(&bufs, offset),
+        };
+    }
+}
