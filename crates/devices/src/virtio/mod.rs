@@ -121,6 +121,11 @@ pub trait VirtioDevice: Send + Debug {
     /// Stops serving and gives the queues back with their ring positions. Returns when no
     /// request is in flight. Does nothing on a device that is not active.
     fn deactivate(&mut self) -> Vec<ActiveQueue>;
+
+    /// Returns what a driver can change beside the queues to its state after power-on. The
+    /// transport calls it at every reset, of the driver as of the machine, on a device that is
+    /// not active.
+    fn reset(&mut self) {}
 }
 
 /// Device status and config generation, shared by a transport and its notifier.

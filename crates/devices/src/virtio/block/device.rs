@@ -194,6 +194,10 @@ impl VirtioDevice for Block {
             .filter_map(|worker| worker.stop(&halt))
             .collect()
     }
+
+    fn reset(&mut self) {
+        self.writeback.store(true, Ordering::Release);
+    }
 }
 
 impl Drop for Block {

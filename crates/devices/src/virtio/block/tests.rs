@@ -347,6 +347,16 @@ fn the_config_space_tells_the_disk() {
 }
 
 #[test]
+fn the_cache_mode_outlives_a_stop_but_no_reset() {
+    let mut rig = Rig::new();
+    rig.block.write_config(32, &[0]);
+    rig.block.deactivate();
+    assert!(!rig.block.state().writeback);
+    rig.block.reset();
+    assert!(rig.block.state().writeback);
+}
+
+#[test]
 fn queues_are_served_apart_and_given_back() {
     let mut rig = Rig::with(4, u64::MAX, |_| ());
     for (driver, i) in rig.drivers.iter_mut().zip(0_u64..) {

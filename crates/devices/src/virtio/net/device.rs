@@ -382,6 +382,10 @@ impl VirtioDevice for Net {
         queues.extend(control.map(|control| control.ring.into_queue()));
         queues
     }
+
+    fn reset(&mut self) {
+        self.shared.enable_pairs(1);
+    }
 }
 
 impl Drop for Net {

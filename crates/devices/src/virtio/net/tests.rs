@@ -405,6 +405,10 @@ fn the_driver_chooses_how_many_pairs_are_used() {
     assert_eq!(command(4, 2), 0);
     assert_eq!(rig.drivers[second].wait_used(), (0, 100));
     assert_eq!(rig.net.state(), NetState { enabled_pairs: 2 });
+    rig.net.deactivate();
+    assert_eq!(rig.net.state(), NetState { enabled_pairs: 2 });
+    rig.net.reset();
+    assert_eq!(rig.net.state(), NetState { enabled_pairs: 1 });
 }
 
 #[test]

@@ -242,6 +242,7 @@ impl VirtioPci {
             self.active = false;
             self.device.deactivate();
         }
+        self.device.reset();
         self.common.reset();
         self.interrupts.reset();
     }

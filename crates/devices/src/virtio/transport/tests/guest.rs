@@ -148,6 +148,11 @@ impl VirtioDevice for Echo {
         }
         std::mem::take(&mut *lock(&self.queues))
     }
+
+    fn reset(&mut self) {
+        assert!(self.handler.is_none(), "reset while active");
+        lock(&self.log).config = [0; 8];
+    }
 }
 
 /// A virtio capability as the driver finds it.

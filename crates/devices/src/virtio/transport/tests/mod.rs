@@ -407,6 +407,20 @@ fn a_reset_gives_everything_back() {
 }
 
 #[test]
+fn every_reset_reaches_the_device_once_it_is_stopped() {
+    let guest = Guest::new();
+    let resets: [fn(&Guest); 2] = [|guest| guest.set_status(0), |guest| guest.host.reset_all()];
+    for reset in resets {
+        guest.start();
+        guest.bar_write(0x800, &[7]);
+        lock(&guest.function).state();
+        assert_eq!(guest.bar_read::<1>(0x800), [7], "no reset");
+        reset(&guest);
+        assert_eq!(lock(&guest.log).config[0], 0);
+    }
+}
+
+#[test]
 fn a_machine_reset_resets_configuration_space_too() {
     let guest = Guest::new();
     guest.enable_memory();
