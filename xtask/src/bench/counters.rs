@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -94,46 +95,48 @@ fn parse(text: &str, threads: &BTreeSet<i32>) -> BTreeMap<u64, u64> {
 
 /// The name of an exit reason of the vendor whose module drives KVM.
 pub fn reason_name(reason: u64) -> String {
-    let names: &[(u64, &str)] = if Path::new("/sys/module/kvm_amd").exists() {
+    let names: &[(RangeInclusive<u64>, &str)] = if Path::new("/sys/module/kvm_amd").exists() {
         SVM
     } else {
         VMX
     };
-    let name = names.iter().find(|(number, _)| *number == reason);
+    let name = names.iter().find(|(numbers, _)| numbers.contains(&reason));
     name.map_or_else(|| format!("{reason:#x}"), |(_, name)| (*name).to_owned())
 }
 
 /// AMD64 Architecture Programmer's Manual, volume 2, appendix C. Names are common to both tables
 /// where the cause is.
-const SVM: &[(u64, &str)] = &[
-    (0x60, "interrupt"),
-    (0x61, "NMI"),
-    (0x64, "interrupt window"),
-    (0x72, "CPUID"),
-    (0x77, "PAUSE"),
-    (0x78, "HLT"),
-    (0x7b, "port I/O"),
-    (0x7c, "MSR"),
-    (0x8d, "XSETBV"),
-    (0x400, "nested page fault"),
+const SVM: &[(RangeInclusive<u64>, &str)] = &[
+    (0x00..=0x1f, "control register"),
+    (0x20..=0x3f, "debug register"),
+    (0x60..=0x60, "interrupt"),
+    (0x61..=0x61, "NMI"),
+    (0x64..=0x64, "interrupt window"),
+    (0x65..=0x65, "control register"),
+    (0x72..=0x72, "CPUID"),
+    (0x77..=0x77, "PAUSE"),
+    (0x78..=0x78, "HLT"),
+    (0x7b..=0x7b, "port I/O"),
+    (0x7c..=0x7c, "MSR"),
+    (0x8d..=0x8d, "XSETBV"),
+    (0x400..=0x400, "nested page fault"),
 ];
 
 /// Intel SDM, volume 3, appendix C.
-const VMX: &[(u64, &str)] = &[
-    (0, "exception or NMI"),
-    (1, "interrupt"),
-    (7, "interrupt window"),
-    (10, "CPUID"),
-    (12, "HLT"),
-    (28, "control register"),
-    (30, "port I/O"),
-    (31, "MSR"),
-    (32, "MSR"),
-    (40, "PAUSE"),
-    (48, "nested page fault"),
-    (49, "nested page fault"),
-    (52, "preemption timer"),
-    (55, "XSETBV"),
+const VMX: &[(RangeInclusive<u64>, &str)] = &[
+    (0..=0, "exception or NMI"),
+    (1..=1, "interrupt"),
+    (7..=7, "interrupt window"),
+    (10..=10, "CPUID"),
+    (12..=12, "HLT"),
+    (28..=28, "control register"),
+    (29..=29, "debug register"),
+    (30..=30, "port I/O"),
+    (31..=32, "MSR"),
+    (40..=40, "PAUSE"),
+    (48..=49, "nested page fault"),
+    (52..=52, "preemption timer"),
+    (55..=55, "XSETBV"),
 ];
 
 #[cfg(test)]

@@ -34,8 +34,8 @@ use payload::Then;
 use probe::{Boot, Idle, Job};
 use results::{Measured, ROWS, Results};
 
-/// Where things lie in the lab.
-const LAB_DIR: &str = "/tmp/bench";
+/// Where this program lies in the lab.
+const LAB_XTASK: &str = "/tmp/xtask";
 
 /// The rows that are drawn, and what their pictures are called.
 const CHARTS: &[(&str, &str)] = &[
@@ -84,8 +84,7 @@ impl Place {
         let value = match self {
             Self::Here => probe::perform(job)?,
             Self::Lab(lab) => {
-                let agent = format!("{LAB_DIR}/xtask");
-                let command = lab::Command::new(agent)
+                let command = lab::Command::new(LAB_XTASK)
                     .args(["agent", "probe"])
                     .stdin(serde_json::to_vec(job)?);
                 let output = lab.run(&command)?;
@@ -104,6 +103,11 @@ impl Bench {
     /// edgevmm does not start; another VMM that does not is left out.
     pub fn run(&self) -> Result<Results> {
         let comparison = config::comparison(&self.workspace.join("benches"))?;
+        // A program that is not on disk yet has dirty pages, which would count as the VMM's.
+        let program = fs::File::open(&self.edgevmm);
+        program
+            .and_then(|program| program.sync_all())
+            .with_context(|| format!("Cannot read {}", self.edgevmm.display()))?;
         let mut results = Results {
             date: first_word(Command::new("date").arg("+%F"))?,
             commit: self.commit()?,
@@ -214,6 +218,23 @@ impl Bench {
         Ok(())
     }
 
+    /// A lab with this program in it, and `paths` turned into those of the same files there.
+    fn lab(&self, paths: [&mut PathBuf; 3]) -> Result<Lab> {
+        let lab = Lab::start()?;
+        lab.put(&self.xtask, LAB_XTASK)?;
+        // Read where they are and kept in the page cache: in a file system in RAM each mapped page
+        // would count as one that the VMM has written to.
+        let script = r#"cat -- "$@" > /dev/null"#;
+        let mut warm = lab::Command::new("sh").args(["-c", script, "sh"]);
+        for path in paths {
+            *path = Path::new("/host").join(path.strip_prefix("/").unwrap_or(path));
+            warm = warm.arg(path.display().to_string());
+        }
+        let output = lab.run(&warm)?;
+        ensure!(output.success(), "{}", output.stderr.trim());
+        Ok(lab)
+    }
+
     /// Boots, and idle systems.
     fn boots(&self, comparison: &Comparison, results: &mut Results) -> Result<()> {
         let images = Images::of_this_user();
@@ -223,18 +244,8 @@ impl Bench {
             initrd: images.initrd(),
         };
         let place = if self.in_lab {
-            let lab = Lab::start()?;
-            lab.put(&self.xtask, &format!("{LAB_DIR}/xtask"))?;
-            for (path, name) in [
-                (&mut files.edgevmm, "edgevmm"),
-                (&mut files.kernel, "vmlinux"),
-                (&mut files.initrd, "initrd"),
-            ] {
-                let inside = format!("{LAB_DIR}/{name}");
-                lab.put(path, &inside)?;
-                *path = inside.into();
-            }
-            Place::Lab(Box::new(lab))
+            let paths = [&mut files.edgevmm, &mut files.kernel, &mut files.initrd];
+            Place::Lab(Box::new(self.lab(paths)?))
         } else {
             Place::Here
         };

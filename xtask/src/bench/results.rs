@@ -178,7 +178,9 @@ impl Measured {
             self.add("idle.threads", idle.threads as f64);
             let (vcpus, others): (Vec<_>, Vec<_>) =
                 idle.wakeups.iter().partition(|(name, _)| is_vcpu(name));
-            let sum = |threads: &[(&String, &f64)]| threads.iter().map(|(_, n)| **n).sum();
+            // An empty sum of floats is a negative zero.
+            let sum =
+                |threads: &[(&String, &f64)]| threads.iter().fold(0.0, |sum, (_, n)| sum + **n);
             self.add("idle.wakeups.vcpu", sum(&vcpus));
             self.add("idle.wakeups.other", sum(&others));
             self.wakeups = idle.wakeups;
