@@ -7,12 +7,16 @@ mod common;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
-use common::{Random, create, open_disk, open_free, options, read, run, str, write};
+use common::{
+    Random, assert_clean, create, exercise, open_disk, open_free, options, read, run, str, write,
+};
 use edgevmm_block::{BlockBackend, DiskOptions, ImageFormat, open};
 use tempfile::TempDir;
 
 const CLUSTER: u64 = 512;
 const SIZE: u64 = 1 << 20;
+/// A quarter of what the thread of a disk has.
+const STACK: usize = 128 << 10;
 /// Where a qcow2 header says where the L1 table is, and the refcount table.
 const L1_AT: u64 = 40;
 const REFCOUNTS_AT: u64 = 48;
@@ -269,4 +273,42 @@ fn attack(disk: &dyn BlockBackend, random: &mut Random) {
             _ => disk.write_vectored(&bufs, offset),
         };
     }
+}
+
+/// The deepest calls: tables and refcounts grow, clusters are decompressed and copied.
+#[test]
+fn a_small_stack_is_enough() {
+    let dir = TempDir::new().unwrap();
+    let layout = "cluster_size=512,refcount_bits=64";
+    let plain = create(&dir, "plain", &["-f", "qcow2", "-o", layout], 8 * SIZE);
+    run("qemu-io", &["-c", "write -P 1 0 4m", str(&plain)]);
+    let below = dir.path().join("below");
+    let convert = ["convert", "-c", "-O", "qcow2", str(&plain), str(&below)];
+    run("qemu-img", &convert);
+    let args = [
+        "-f",
+        "qcow2",
+        "-o",
+        layout,
+        "-F",
+        "qcow2",
+        "-b",
+        str(&below),
+    ];
+    let image = create(&dir, "image", &args, 8 * SIZE);
+    let before = std::fs::read(&image).unwrap();
+    let disk = open_disk(&image, &[&below]).unwrap();
+    let mut model = read(&*disk, 0, 8 * SIZE);
+    std::thread::Builder::new()
+        .stack_size(STACK)
+        .spawn(move || {
+            let mut random = Random::new();
+            exercise(&*disk, &mut model, 500, &mut random);
+        })
+        .unwrap()
+        .join()
+        .unwrap();
+    assert_clean(&image);
+    let bytes = std::fs::read(&image).unwrap();
+    assert_ne!(bytes[48..60], before[48..60], "no new refcount table");
 }
