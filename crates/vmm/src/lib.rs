@@ -21,7 +21,7 @@ use std::time::Duration;
 use edgevmm_api::{ExitRecord, MachineClaim};
 use edgevmm_config::VmConfig;
 use edgevmm_devices::virtio::console::Resizer;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use console::ConsoleHub;
@@ -70,7 +70,8 @@ pub struct Started {
 /// `config` is complete and valid: it has a name, and what it names is checked as far as can be
 /// without opening it. `announce` is called when all is built and nothing can be missing any
 /// more, just before the guest's first instruction. SIGTERM, SIGINT and SIGHUP stop the machine,
-/// a second one kills it.
+/// a second one kills it. Neither is heeded while the host's storage hangs in
+/// the middle of a request: SIGKILL then ends the process, as a power cut would.
 ///
 /// # Errors
 /// Fails when something that the config names can't be had; nothing was changed then.
@@ -112,7 +113,8 @@ async fn live(
     let service = Service::new(handle.clone(), facts, Arc::clone(&console), resizer.clone());
     let (ended, shutdown) = watch::channel(false);
     let server = tokio::spawn(socket.serve(service, shutdown));
-    let signals = tokio::spawn(obey_signals(handle.clone()));
+    // From here on the signals are ours: one that comes before the guest runs is not lost either.
+    let signals = tokio::spawn(obey_signals(take_signals(), handle.clone()));
     let started = Started {
         handle,
         console: Arc::clone(&console),
@@ -133,15 +135,25 @@ async fn live(
     Ok(record)
 }
 
-/// Turns the signals that ask a process to end into a stop, then a kill.
-async fn obey_signals(handle: Handle) {
+/// Takes over the signals that ask a process to end.
+fn take_signals() -> Option<[Signal; 3]> {
     let kinds = [
         SignalKind::terminate(),
         SignalKind::interrupt(),
         SignalKind::hangup(),
     ];
-    let [Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)] = kinds.map(signal) else {
-        tracing::warn!("Signals can't be received: use the API to stop this machine");
+    match kinds.map(signal) {
+        [Ok(terminate), Ok(interrupt), Ok(hangup)] => Some([terminate, interrupt, hangup]),
+        _ => {
+            tracing::warn!("Signals can't be received: use the API to stop this machine");
+            None
+        }
+    }
+}
+
+/// Turns the signals that ask a process to end into a stop, then a kill.
+async fn obey_signals(signals: Option<[Signal; 3]>, handle: Handle) {
+    let Some([mut terminate, mut interrupt, mut hangup]) = signals else {
         return;
     };
     let mut stopping = false;

@@ -1,6 +1,8 @@
 //! A machine's life from the first instruction to the end: one loop takes requests from the
 //! guest, the API and signals, one after the other.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use edgevmm_api::{ExitReason, ExitRecord};
@@ -62,8 +64,10 @@ type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
 /// Something that the loop takes up.
 #[derive(Debug)]
 enum Event {
-    Guest(MachineRequest),
-    Vcpu(Outcome),
+    /// Of the guest, in an epoch: what it asked for before a reset is void after it.
+    Guest(u64, MachineRequest),
+    /// Of a vCPU, likewise.
+    Vcpu(u64, Outcome),
     Pause(Reply<()>),
     Resume(Reply<()>),
     Reset(Reply<()>),
@@ -155,35 +159,49 @@ impl Handle {
 pub struct Mailbox {
     sender: mpsc::UnboundedSender<Event>,
     receiver: mpsc::UnboundedReceiver<Event>,
+    /// Counts resets. It changes only while no vCPU runs.
+    epoch: Arc<AtomicU64>,
 }
 
 impl Default for Mailbox {
     fn default() -> Self {
         let (sender, receiver) = mpsc::unbounded_channel();
-        Mailbox { sender, receiver }
+        Mailbox {
+            sender,
+            receiver,
+            epoch: Arc::default(),
+        }
     }
 }
 
 #[derive(Debug)]
-struct GuestRequests(mpsc::UnboundedSender<Event>);
+struct GuestRequests {
+    events: mpsc::UnboundedSender<Event>,
+    epoch: Arc<AtomicU64>,
+}
 
 impl MachineControl for GuestRequests {
     fn request(&self, request: MachineRequest) {
-        let _ = self.0.send(Event::Guest(request));
+        let epoch = self.epoch.load(Ordering::Acquire);
+        let _ = self.events.send(Event::Guest(epoch, request));
     }
 }
 
 impl Mailbox {
     /// Where devices file the guest's requests.
-    pub fn control(&self) -> std::sync::Arc<dyn MachineControl> {
-        std::sync::Arc::new(GuestRequests(self.sender.clone()))
+    pub fn control(&self) -> Arc<dyn MachineControl> {
+        Arc::new(GuestRequests {
+            events: self.sender.clone(),
+            epoch: Arc::clone(&self.epoch),
+        })
     }
 
     /// Where vCPUs report that they can't go on.
     pub fn vcpu_report(&self) -> crate::kvm::vcpu::Report {
-        let sender = self.sender.clone();
-        std::sync::Arc::new(move |outcome| {
-            let _ = sender.send(Event::Vcpu(outcome));
+        let (sender, epoch) = (self.sender.clone(), Arc::clone(&self.epoch));
+        Arc::new(move |outcome| {
+            let epoch = epoch.load(Ordering::Acquire);
+            let _ = sender.send(Event::Vcpu(epoch, outcome));
         })
     }
 }
@@ -193,6 +211,7 @@ impl Mailbox {
 pub struct Life {
     machine: Machine,
     events: mpsc::UnboundedReceiver<Event>,
+    epoch: Arc<AtomicU64>,
     status: watch::Sender<Status>,
     stop_timeout: Duration,
     /// When a stop becomes a kill, and when the button is pressed again.
@@ -222,6 +241,7 @@ impl Life {
         let life = Life {
             machine,
             events: mailbox.receiver,
+            epoch: mailbox.epoch,
             status,
             stop_timeout,
             deadline: None,
@@ -229,8 +249,8 @@ impl Life {
         (life, handle)
     }
 
-    /// Lets the guest run to its end and tears the machine down: no vCPU runs and all disks are flushed when
-    /// this returns.
+    /// Lets the guest run to its end and tears the machine down: no vCPU runs and all disks are
+    /// flushed when this returns.
     pub async fn run(mut self) -> ExitRecord {
         // Without the signal a helper's end shows by its effect only.
         let mut children = signal(SignalKind::child()).ok();
@@ -264,14 +284,21 @@ impl Life {
 
     fn take(&mut self, event: Event) -> Next {
         match event {
-            Event::Guest(MachineRequest::PowerOff) | Event::Vcpu(Outcome::PowerOff) => {
+            Event::Guest(epoch, _) | Event::Vcpu(epoch, _)
+                if epoch != self.epoch.load(Ordering::Acquire) =>
+            {
+                Next::Go
+            }
+            Event::Guest(_, MachineRequest::PowerOff) | Event::Vcpu(_, Outcome::PowerOff) => {
                 Next::End(ExitRecord::now(ExitReason::PowerOff, ""))
             }
-            Event::Guest(MachineRequest::Reset) | Event::Vcpu(Outcome::Reset) => self.reset().1,
-            Event::Vcpu(Outcome::Crash(report)) => {
+            Event::Guest(_, MachineRequest::Reset) | Event::Vcpu(_, Outcome::Reset) => {
+                self.reset().1
+            }
+            Event::Vcpu(_, Outcome::Crash(report)) => {
                 Next::End(ExitRecord::now(ExitReason::GuestCrash, report.to_string()))
             }
-            Event::Vcpu(Outcome::Failed(message)) => {
+            Event::Vcpu(_, Outcome::Failed(message)) => {
                 Next::End(ExitRecord::now(ExitReason::VmmError, message))
             }
             Event::Pause(reply) => {
@@ -339,6 +366,8 @@ impl Life {
 
     fn reset(&mut self) -> (Result<(), RequestError>, Next) {
         self.machine.pause();
+        // A guest may ask several times, or crash while it waits: that was the guest before.
+        self.epoch.fetch_add(1, Ordering::AcqRel);
         if let Err(error) = self.machine.reset() {
             let message = format!("Can't reset the machine: {error}");
             let record = ExitRecord::now(ExitReason::VmmError, message.clone());

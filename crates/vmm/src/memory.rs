@@ -97,7 +97,9 @@ pub fn create(size: u64, hugepages: bool) -> Result<Arc<GuestMemory>, MemoryErro
                 .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE),
         };
         let mapping = builder.build().map_err(MemoryError::Map)?;
-        advise_huge_pages(&mapping);
+        advise(&mapping, libc::MADV_HUGEPAGE, "huge pages for");
+        // What the guest keeps in memory is no business of the host's crash reports.
+        advise(&mapping, libc::MADV_DONTDUMP, "core dumps without");
         let region = GuestRegionMmap::new(mapping, GuestAddress(start))
             .ok_or(MemoryError::TooLarge(size))?;
         regions.push(region);
@@ -108,16 +110,13 @@ pub fn create(size: u64, hugepages: bool) -> Result<Arc<GuestMemory>, MemoryErro
     ))
 }
 
-/// Asks for huge pages. A kernel without them says no, and the guest runs all the same.
-fn advise_huge_pages(mapping: &MmapRegion) {
-    // SAFETY: the range is the mapping's own, and the advice changes no content.
-    let result =
-        unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), libc::MADV_HUGEPAGE) };
+/// Gives the kernel advice on guest memory. One that does not take it runs the guest all the same.
+fn advise(mapping: &MmapRegion, advice: libc::c_int, what: &str) {
+    // SAFETY: the range is the mapping's own, and neither advice given changes its content.
+    let result = unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), advice) };
     if result != 0 {
-        tracing::debug!(
-            "No huge pages for guest memory: {}",
-            std::io::Error::last_os_error()
-        );
+        let error = std::io::Error::last_os_error();
+        tracing::debug!(%error, "The kernel has no {what} guest memory");
     }
 }
 

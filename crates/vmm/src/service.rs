@@ -282,7 +282,8 @@ impl MachineApi for Service {
         let (sender, receiver) = mpsc::channel(CONSOLE_QUEUE);
         let output = send_output(self.console.reader(history), sender.clone());
         let resizer = self.resizer.clone();
-        if let Some(size) = open.size {
+        let may_write = access != ConsoleAccess::ReadOnly;
+        if let Some(size) = open.size.filter(|_| may_write) {
             resize(resizer.as_ref(), size);
         }
         let input = take_input(requests, Arc::clone(&self.console), resizer, access);
@@ -314,17 +315,16 @@ async fn send_output(
 ) {
     let mut buffer = vec![0; CONSOLE_CHUNK];
     loop {
-        let in_history = reader.in_history();
         let chunk = reader.read(&mut buffer).await;
         if chunk.closed {
             return;
         }
         let bytes = buffer.get(..chunk.len).unwrap_or_default().to_vec();
         let mut parts = Vec::with_capacity(2);
-        if chunk.dropped > 0 && !in_history {
+        if chunk.dropped > 0 {
             parts.push(console_response::Kind::Dropped(chunk.dropped));
         }
-        parts.push(if in_history {
+        parts.push(if chunk.history {
             console_response::Kind::History(bytes)
         } else {
             console_response::Kind::Output(bytes)
@@ -362,8 +362,10 @@ async fn take_input(
                 ));
             }
             Some(console_request::Kind::Input(bytes)) => type_in(&console, &bytes).await,
-            Some(console_request::Kind::Resize(size)) => resize(resizer.as_ref(), size),
-            None => {}
+            Some(console_request::Kind::Resize(size)) if access != ConsoleAccess::ReadOnly => {
+                resize(resizer.as_ref(), size);
+            }
+            Some(console_request::Kind::Resize(_)) | None => {}
             Some(console_request::Kind::Open(_)) => {
                 return Some(Status::invalid_argument("the console is open already"));
             }

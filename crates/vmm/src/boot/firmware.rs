@@ -3,7 +3,6 @@
 //! The ROM is the file itself, mapped: its pages are shared with every other machine. SeaBIOS
 //! runs from the shadow, which is plain RAM, and copies what of itself is missing there.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,7 +10,7 @@ use edgevmm_devices::GuestMemory;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, FileOffset, GuestAddress, MmapRegion, VolatileMemory};
 
-use super::BootError;
+use super::{BootError, open_regular};
 use crate::kvm::regs::Entry;
 use crate::layout::{FIRMWARE_END, LEGACY_HOLE_END};
 
@@ -40,7 +39,7 @@ impl Firmware {
             path: path.clone(),
             source,
         };
-        let file = match File::open(&path) {
+        let file = match open_regular(&path) {
             Ok(file) => file,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 return Err(BootError::NoFirmware(path));

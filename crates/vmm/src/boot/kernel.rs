@@ -15,7 +15,7 @@ use linux_loader::loader::elf::start_info::{
 use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, ReadVolatile};
 
-use super::BootError;
+use super::{BootError, open_regular};
 use crate::kvm::regs::Entry;
 use crate::layout::{LEGACY_HOLE_END, LOW_RAM_END};
 use crate::tables::e820::{E820Entry, E820Type};
@@ -35,6 +35,8 @@ const PVH_VERSION: u32 = 1;
 const LOADER_UNDEFINED: u8 = 0xff;
 /// `loadflags`: keep the protected-mode code where it was loaded high.
 const LOADED_HIGH: u8 = 1;
+/// The first version of the boot protocol with `xloadflags`.
+const PROTOCOL_2_12: u16 = 0x20c;
 /// `xloadflags`: the kernel has the 64-bit entry point at 0x200.
 const XLF_KERNEL_64: u16 = 1;
 const ENTRY_64: u64 = 0x200;
@@ -70,19 +72,11 @@ struct Source {
 impl Source {
     fn open(what: &'static str, path: &Path) -> Result<Source, BootError> {
         let path = path.to_path_buf();
-        let file = File::open(&path)
-            .and_then(|f| {
-                if f.metadata()?.is_dir() {
-                    Err(io::ErrorKind::IsADirectory.into())
-                } else {
-                    Ok(f)
-                }
-            })
-            .map_err(|source| BootError::Read {
-                what,
-                path: path.clone(),
-                source,
-            })?;
+        let file = open_regular(&path).map_err(|source| BootError::Read {
+            what,
+            path: path.clone(),
+            source,
+        })?;
         Ok(Source { what, path, file })
     }
 
@@ -209,7 +203,8 @@ impl Kernel {
         let loaded = self.load_image::<BzImage>(memory, Some(GuestAddress(LEGACY_HOLE_END)))?;
         let unknown = || BootError::UnknownKernel(self.kernel.path.clone());
         let header: setup_header = loaded.setup_header.ok_or_else(unknown)?;
-        if header.xloadflags & XLF_KERNEL_64 == 0 {
+        // Before this version the flags are something else.
+        if header.version < PROTOCOL_2_12 || header.xloadflags & XLF_KERNEL_64 == 0 {
             return Err(unknown());
         }
         let max = usize::try_from(header.cmdline_size).unwrap_or(usize::MAX);

@@ -5,8 +5,10 @@
 pub mod firmware;
 pub mod kernel;
 
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
 use edgevmm_devices::GuestMemory;
 
@@ -71,6 +73,25 @@ pub enum BootError {
     /// The firmware's memory can't be mapped.
     #[error("Can't map the BIOS image")]
     MapFirmware(#[source] vm_memory::mmap::MmapRegionError),
+}
+
+/// Opens a regular file for reading. A pipe in its place is refused and not waited for.
+fn open_regular(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    let kind = file.metadata()?.file_type();
+    if kind.is_file() {
+        Ok(file)
+    } else if kind.is_dir() {
+        Err(io::ErrorKind::IsADirectory.into())
+    } else {
+        Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is not a regular file",
+        ))
+    }
 }
 
 /// What starts the guest.

@@ -36,12 +36,20 @@ impl Ring {
     }
 
     /// Copies what there is from `position` on.
-    fn read(&self, position: &mut u64, buffer: &mut [u8]) -> Chunk {
+    fn read(&self, position: &mut u64, live_from: u64, buffer: &mut [u8]) -> Chunk {
         let from = (*position).clamp(self.start(), self.end);
         let dropped = from - *position;
         let skip = usize::try_from(from - self.start()).unwrap_or(usize::MAX);
+        // What was there before the reader came and what comes live are told apart.
+        let history = from < live_from;
+        let limit = if history { live_from - from } else { u64::MAX };
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let mut len = 0;
-        for (slot, byte) in buffer.iter_mut().zip(self.bytes.iter().skip(skip)) {
+        for (slot, byte) in buffer
+            .iter_mut()
+            .take(limit)
+            .zip(self.bytes.iter().skip(skip))
+        {
             *slot = *byte;
             len += 1;
         }
@@ -50,6 +58,7 @@ impl Ring {
             len,
             dropped,
             closed: self.closed && len == 0,
+            history,
         }
     }
 }
@@ -63,6 +72,8 @@ pub struct Chunk {
     pub dropped: u64,
     /// Nothing came and nothing will.
     pub closed: bool,
+    /// It was printed before the reader was made.
+    pub history: bool,
 }
 
 /// The console of one machine.
@@ -150,11 +161,6 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Whether what comes next was printed before this reader was made.
-    pub fn in_history(&self) -> bool {
-        self.position < self.live_from
-    }
-
     /// Waits for output, on a thread of one's own.
     pub fn read_blocking(&mut self, buffer: &mut [u8]) -> Chunk {
         if std::mem::take(&mut self.woken) {
@@ -170,10 +176,10 @@ impl Reader {
                 .wait(ring)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        ring.read(&mut self.position, buffer)
+        ring.read(&mut self.position, self.live_from, buffer)
     }
 
-    /// Waits for output, on the runtime. A part of the history is never mixed with live output.
+    /// Waits for output, on the runtime.
     pub async fn read(&mut self, buffer: &mut [u8]) -> Chunk {
         let hub = Arc::clone(&self.hub);
         loop {
@@ -181,13 +187,7 @@ impl Reader {
             {
                 let ring = hub.lock();
                 if ring.end > self.position || ring.closed {
-                    let history = self.live_from.saturating_sub(self.position);
-                    let limit = match usize::try_from(history) {
-                        Ok(0) | Err(_) => buffer.len(),
-                        Ok(history) => history.min(buffer.len()),
-                    };
-                    let buffer = buffer.get_mut(..limit).unwrap_or_default();
-                    return ring.read(&mut self.position, buffer);
+                    return ring.read(&mut self.position, self.live_from, buffer);
                 }
             }
             changed.await;
@@ -209,12 +209,12 @@ mod tests {
         let hub = hub();
         hub.write(b"old");
         let mut reader = hub.reader(2);
-        assert!(reader.in_history());
         hub.write(b" new");
         let mut buffer = [0; 16];
         let chunk = reader.read_blocking(&mut buffer);
-        assert_eq!(&buffer[..chunk.len], b"ld new");
-        assert!(!reader.in_history());
+        assert_eq!((&buffer[..chunk.len], chunk.history), (&b"ld"[..], true));
+        let chunk = reader.read_blocking(&mut buffer);
+        assert_eq!((&buffer[..chunk.len], chunk.history), (&b" new"[..], false));
     }
 
     #[test]
@@ -230,7 +230,8 @@ mod tests {
             Chunk {
                 len: 4,
                 dropped: 3,
-                closed: false
+                closed: false,
+                history: false
             }
         );
         hub.write(&vec![b'e'; 3 * HISTORY]);

@@ -153,8 +153,14 @@ impl Routes {
         if *entry == Some(message) {
             return Ok(());
         }
-        *entry = Some(message);
-        self.install(&messages).map_err(to_io)
+        let before = entry.replace(message);
+        let result = self.install(&messages);
+        if result.is_err()
+            && let Some(entry) = messages.get_mut(index)
+        {
+            *entry = before;
+        }
+        result.map_err(to_io)
     }
 
     fn install(&self, messages: &[Option<MsiMessage>]) -> Result<(), kvm_ioctls::Error> {

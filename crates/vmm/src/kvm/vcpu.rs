@@ -329,10 +329,9 @@ impl Vcpus {
     /// Fails when KVM refuses.
     pub fn reset(&self, entry: Entry) -> Result<(), KvmError> {
         for handle in &self.handles {
-            let mut vcpu = handle.vcpu.lock().unwrap_or_else(PoisonError::into_inner);
-            // An I/O instruction may be half done; entering KVM to leave at once completes it.
-            handle.run_page.set_immediate_exit(true);
-            let _ = vcpu.fd.run();
+            let vcpu = handle.vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+            // No I/O instruction is half done: a paused vCPU has left KVM by a signal, which KVM
+            // heeds only after it has completed the instruction.
             vcpu.reset(&self.memory, entry, false)?;
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! Builds a machine from its config: first everything of the host that may be missing, then KVM,
 //! then the devices, last the vCPUs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use edgevmm_block::BlockBackend;
@@ -9,19 +9,22 @@ use edgevmm_config::{ConsoleDevice, ConsoleOutput, Topology, VmConfig};
 use edgevmm_devices::GuestMemory;
 use edgevmm_devices::bus::{BusError, shared};
 use edgevmm_devices::console::{ConsoleInput, ConsoleSink};
+use edgevmm_devices::legacy::debug_port::LineSink;
 use edgevmm_devices::pci::{PciConfigPorts, PciEcam, PciError, PciHost, PciResetPort, PciWindow};
 use edgevmm_devices::platform::Platform;
 use edgevmm_devices::virtio::VirtioDevice;
 use edgevmm_devices::virtio::block::{Block, BlockConfig};
-use edgevmm_devices::virtio::console::{Console, ConsoleConfig, TerminalSize};
+use edgevmm_devices::virtio::console::{Console, ConsoleConfig, Resizer, TerminalSize};
 use edgevmm_devices::virtio::rng::Rng;
 use edgevmm_devices::virtio::transport::{VirtioPci, VirtioPciConfig, VirtioPciError};
+use kvm_ioctls::Kvm;
 use uuid::Uuid;
 
+use super::firmware_data::{self, Description};
 use super::legacy::{LegacyConfig, LegacyDevices, debug_sink};
 use super::network::{self, NetworkError};
 use super::storage::{StorageError, open_disk, seed_disk};
-use super::{Machine, firmware_data, identity};
+use super::{Machine, identity};
 use crate::boot::firmware::Firmware;
 use crate::boot::kernel::Kernel;
 use crate::boot::{Boot, BootError};
@@ -188,7 +191,6 @@ fn open_disks(config: &VmConfig, uuid: Uuid) -> Result<Vec<OpenDisk>, BuildError
 /// The console: its hub, and the ends of both devices, of which one is heard.
 struct ConsoleParts {
     hub: Arc<ConsoleHub>,
-    pty: Option<Pty>,
     serial: (Arc<dyn ConsoleSink>, Arc<ConsoleInput>),
     virtio: (Arc<dyn ConsoleSink>, Arc<ConsoleInput>),
 }
@@ -214,20 +216,37 @@ fn open_console(config: &VmConfig) -> Result<ConsoleParts, BuildError> {
         ConsoleDevice::Serial => (heard, unheard),
         ConsoleDevice::Virtio => (unheard, heard),
     };
-    let pty = match &config.console.output {
-        ConsoleOutput::Pty => Some(Pty::open(&hub)?),
-        ConsoleOutput::File(path) => {
-            ends::to_file(&hub, path)?;
-            None
-        }
-        // Whoever starts us connects the standard streams; see `Started`.
-        ConsoleOutput::Stdio | ConsoleOutput::None => None,
-    };
     Ok(ConsoleParts {
         hub,
-        pty,
         serial,
         virtio,
+    })
+}
+
+/// Connects the console's host end. A file is made here, so this is the last step that may fail.
+fn connect_console(config: &VmConfig, hub: &Arc<ConsoleHub>) -> Result<Option<Pty>, BuildError> {
+    match &config.console.output {
+        ConsoleOutput::Pty => Ok(Some(Pty::open(hub)?)),
+        ConsoleOutput::File(path) => {
+            ends::to_file(hub, path)?;
+            Ok(None)
+        }
+        // Whoever starts us connects the standard streams; see `Started`.
+        ConsoleOutput::Stdio | ConsoleOutput::None => Ok(None),
+    }
+}
+
+/// What starts the guest, open but not loaded.
+fn open_boot(config: &VmConfig, description: &Description) -> Result<Boot, BuildError> {
+    let boot = &config.boot;
+    Ok(match &boot.kernel {
+        None => Boot::Firmware(Firmware::open(boot.bios.as_deref())?),
+        Some(kernel) => Boot::Kernel(Kernel::open(
+            kernel,
+            boot.initrd.as_deref(),
+            command_line(config),
+            firmware_data::kernel_tables(description)?,
+        )?),
     })
 }
 
@@ -238,25 +257,117 @@ impl Machine {
     /// Names what can't be had and why; nothing was changed then.
     pub fn build(config: &VmConfig, mailbox: &Mailbox) -> Result<Machine, BuildError> {
         let uuid = identity::uuid(config);
+        let topology = config.cpus.topology()?;
+        let description = firmware_data::describe(config, topology, uuid);
         let kvm = kvm::open()?;
         let disks = open_disks(config, uuid)?;
+        let mut boot = open_boot(config, &description)?;
         let (nics, net_helpers) = network::open(config, uuid)?;
         let console = open_console(config)?;
-        let debug = config.debugcon.as_deref().map(|path| {
-            debug_sink(path).map_err(|source| BuildError::Debug {
-                path: path.to_path_buf(),
-                source,
-            })
-        });
-        let debug = debug.transpose()?;
-        let firmware = match &config.boot.kernel {
-            None => Some(Firmware::open(config.boot.bios.as_deref())?),
-            Some(_) => None,
-        };
 
+        let base = Base::new(&kvm, config, &boot, mailbox)?;
+        let Base {
+            vm,
+            memory,
+            interrupts,
+            device_thread,
+            platform,
+            pci_host,
+        } = base;
+        let firmware = matches!(boot, Boot::Firmware(_));
+        let mut pci = PciBuilder {
+            host: pci_host,
+            interrupts: &interrupts,
+            platform: &platform,
+            memory: &memory,
+            place_bars: !firmware,
+            next_slot: 1,
+        };
+        let boot_slots = add_disks(&mut pci, &disks)?;
+        for nic in nics {
+            pci.add(nic.into_device(Arc::clone(&platform.device_loop)))?;
+        }
+        pci.add(Box::new(Rng::new(Arc::clone(&platform.device_loop))))?;
+        let resizer = match config.console.device {
+            ConsoleDevice::Serial => None,
+            ConsoleDevice::Virtio => Some(add_console(&mut pci, console.virtio)?),
+        };
+        let pci = Arc::new(pci.host);
+
+        let fw_cfg = firmware.then(|| firmware_data::fw_cfg(&description, &boot_slots));
+        let line = |gsi| interrupts.line(gsi).ok_or(BuildError::Slots);
+        let legacy = LegacyDevices::new(LegacyConfig {
+            platform: &platform,
+            memory: Arc::clone(&memory),
+            ram: config.memory.size.0,
+            cpus: config.cpus.count,
+            com1: line(COM1_IRQ)?,
+            rtc: line(RTC_IRQ)?,
+            sci: line(SCI_IRQ)?,
+            serial: console.serial,
+            fw_cfg: fw_cfg.transpose()?,
+            debug: open_debug(config)?,
+        });
+        let legacy = legacy.map_err(host("the real-time clock's timer"))?;
+        legacy
+            .serve(&platform)
+            .map_err(host("the legacy devices' events"))?;
+        let mut buses = Buses::default();
+        legacy.attach(&mut buses)?;
+        attach_pci(&pci, &platform, firmware, &mut buses)?;
+
+        let entry = boot.load(&memory)?;
+        let chips = vm.chips()?;
+        let surroundings = Surroundings {
+            buses: Arc::new(buses),
+            memory: Arc::clone(&memory),
+            report: mailbox.vcpu_report(),
+        };
+        let vcpus = create_vcpus(&kvm, &vm, topology, config.cpus.count)?;
+        let vcpus = Vcpus::start(vcpus, &surroundings, entry)?;
+        let pty = connect_console(config, &console.hub)?;
+        Ok(Machine {
+            vcpus,
+            pci,
+            legacy,
+            disks: disks
+                .into_iter()
+                .map(|disk| (disk.name, disk.backend))
+                .collect(),
+            _device_thread: device_thread,
+            net_helpers,
+            pty,
+            resizer,
+            console: console.hub,
+            boot,
+            chips,
+            _interrupts: interrupts,
+            vm,
+            memory,
+        })
+    }
+}
+
+/// What the devices are built on.
+struct Base {
+    vm: Vm,
+    memory: Arc<GuestMemory>,
+    interrupts: Interrupts,
+    device_thread: DeviceThread,
+    platform: Platform,
+    pci_host: PciHost,
+}
+
+impl Base {
+    fn new(
+        kvm: &Kvm,
+        config: &VmConfig,
+        boot: &Boot,
+        mailbox: &Mailbox,
+    ) -> Result<Base, BuildError> {
         let memory = memory::create(config.memory.size.0, config.memory.hugepages)?;
-        let mut vm = Vm::new(&kvm, &memory)?;
-        if let Some(firmware) = &firmware {
+        let mut vm = Vm::new(kvm, &memory)?;
+        if let Boot::Firmware(firmware) = boot {
             let (address, rom) = firmware.rom();
             vm.map_readonly(address, ReadOnlyMemory::Rom(rom))?;
         }
@@ -274,104 +385,38 @@ impl Machine {
             device_loop: device_thread.handle(),
             control: mailbox.control(),
         };
-
-        let mut pci = PciBuilder {
-            host: pci_host,
-            interrupts: &interrupts,
-            platform: &platform,
-            memory: &memory,
-            place_bars: firmware.is_none(),
-            next_slot: 1,
-        };
-        let boot_slots = add_disks(&mut pci, &disks)?;
-        for nic in nics {
-            pci.add(nic.into_device(Arc::clone(&platform.device_loop)))?;
-        }
-        pci.add(Box::new(Rng::new(Arc::clone(&platform.device_loop))))?;
-        let resizer = match config.console.device {
-            ConsoleDevice::Serial => None,
-            ConsoleDevice::Virtio => {
-                let (sink, input) = console.virtio;
-                let device = ConsoleConfig {
-                    sink,
-                    input,
-                    size: TerminalSize::default(),
-                };
-                let device = Console::new(device, Arc::clone(&platform.device_loop));
-                let resizer = device.resizer();
-                pci.add(Box::new(device))?;
-                Some(resizer)
-            }
-        };
-        let pci = Arc::new(pci.host);
-
-        let topology = config.cpus.topology()?;
-        let description = firmware_data::describe(config, topology, uuid);
-        let fw_cfg = match &firmware {
-            Some(_) => Some(firmware_data::fw_cfg(&description, &boot_slots)?),
-            None => None,
-        };
-        let line = |gsi| interrupts.line(gsi).ok_or(BuildError::Slots);
-        let legacy = LegacyDevices::new(LegacyConfig {
-            platform: &platform,
-            memory: Arc::clone(&memory),
-            ram: config.memory.size.0,
-            cpus: config.cpus.count,
-            com1: line(COM1_IRQ)?,
-            rtc: line(RTC_IRQ)?,
-            sci: line(SCI_IRQ)?,
-            serial: console.serial,
-            fw_cfg,
-            debug,
-        });
-        let legacy = legacy.map_err(host("the real-time clock's timer"))?;
-        legacy
-            .serve(&platform)
-            .map_err(host("the legacy devices' events"))?;
-        let mut buses = Buses::default();
-        legacy.attach(&mut buses)?;
-        attach_pci(&pci, &platform, firmware.is_some(), &mut buses)?;
-
-        let mut boot = match (firmware, &config.boot.kernel) {
-            (Some(firmware), _) => Boot::Firmware(firmware),
-            (None, kernel) => Boot::Kernel(Kernel::open(
-                kernel
-                    .as_deref()
-                    .unwrap_or_else(|| std::path::Path::new("")),
-                config.boot.initrd.as_deref(),
-                command_line(config),
-                firmware_data::kernel_tables(&description)?,
-            )?),
-        };
-        let entry = boot.load(&memory)?;
-        let chips = vm.chips()?;
-        let surroundings = Surroundings {
-            buses: Arc::new(buses),
-            memory: Arc::clone(&memory),
-            report: mailbox.vcpu_report(),
-        };
-        let vcpus = create_vcpus(&kvm, &vm, topology, config.cpus.count)?;
-        let vcpus = Vcpus::start(vcpus, &surroundings, entry)?;
-        Ok(Machine {
-            vcpus,
-            pci,
-            legacy,
-            disks: disks
-                .into_iter()
-                .map(|disk| (disk.name, disk.backend))
-                .collect(),
-            _device_thread: device_thread,
-            net_helpers,
-            pty: console.pty,
-            resizer,
-            console: console.hub,
-            boot,
-            chips,
-            _interrupts: interrupts,
+        Ok(Base {
             vm,
             memory,
+            interrupts,
+            device_thread,
+            platform,
+            pci_host,
         })
     }
+}
+
+/// Adds a virtio console between these ends.
+fn add_console(
+    pci: &mut PciBuilder<'_>,
+    (sink, input): (Arc<dyn ConsoleSink>, Arc<ConsoleInput>),
+) -> Result<Resizer, BuildError> {
+    let size = TerminalSize::default();
+    let device_loop = Arc::clone(&pci.platform.device_loop);
+    let device = Console::new(ConsoleConfig { sink, input, size }, device_loop);
+    let resizer = device.resizer();
+    pci.add(Box::new(device))?;
+    Ok(resizer)
+}
+
+fn open_debug(config: &VmConfig) -> Result<Option<Arc<dyn LineSink>>, BuildError> {
+    let open = |path: &Path| {
+        debug_sink(path).map_err(|source| BuildError::Debug {
+            path: path.to_path_buf(),
+            source,
+        })
+    };
+    config.debugcon.as_deref().map(open).transpose()
 }
 
 /// Adds the disks and gives the slots of those to boot from, in order.
@@ -435,12 +480,7 @@ fn command_line(config: &VmConfig) -> String {
         .unwrap_or_else(|| console.to_owned())
 }
 
-fn create_vcpus(
-    kvm: &kvm_ioctls::Kvm,
-    vm: &Vm,
-    topology: Topology,
-    count: u8,
-) -> Result<Vec<Vcpu>, KvmError> {
+fn create_vcpus(kvm: &Kvm, vm: &Vm, topology: Topology, count: u8) -> Result<Vec<Vcpu>, KvmError> {
     let supported = cpuid::supported(kvm)?;
     let indices = msrs::state_indices(kvm)?;
     let create = |index| {

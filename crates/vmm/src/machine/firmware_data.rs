@@ -23,6 +23,7 @@ pub(super) struct Description {
     topology: Topology,
     uuid: Uuid,
     serial: Option<String>,
+    debug_port: bool,
 }
 
 pub(super) fn describe(config: &VmConfig, topology: Topology, uuid: Uuid) -> Description {
@@ -35,14 +36,17 @@ pub(super) fn describe(config: &VmConfig, topology: Topology, uuid: Uuid) -> Des
         topology,
         uuid,
         serial: config.identity.serial.clone(),
+        debug_port: config.debugcon.is_some(),
     }
 }
 
 impl Description {
-    fn acpi(&self) -> AcpiTables {
+    fn acpi(&self, firmware: bool) -> AcpiTables {
         AcpiTables::new(&AcpiConfig {
             apic_ids: &self.apic_ids,
             i8042: false,
+            firmware,
+            debug_port: self.debug_port,
         })
     }
 
@@ -60,7 +64,7 @@ impl Description {
 
 /// The tables as a kernel without firmware finds them in memory.
 pub(super) fn kernel_tables(description: &Description) -> Result<KernelTables, BuildError> {
-    let mut tables: Vec<PlacedBytes> = description.acpi().place()?;
+    let mut tables: Vec<PlacedBytes> = description.acpi(false).place()?;
     tables.extend(smbios::place(&description.smbios()));
     let memory_map = e820::kernel_map(description.ram);
     Ok(KernelTables {
@@ -83,7 +87,7 @@ pub(super) fn fw_cfg(
     });
     let map = e820::encode(&e820::firmware_map(description.ram));
     items.add_file(e820::FILE, map.into())?;
-    let files = description.acpi().into_files();
+    let files = description.acpi(true).into_files();
     let files = files
         .into_iter()
         .chain(smbios::files(&description.smbios()));

@@ -1,7 +1,7 @@
 //! Opens what a machine's disks are made of.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -126,10 +126,14 @@ fn read_small(what: &'static str, path: &Path) -> Result<Vec<u8>, StorageError> 
         path: path.to_path_buf(),
         source,
     };
-    let len = std::fs::metadata(path).map_err(error)?.len();
-    if len > SEED_FILE_MAX {
-        let message = format!("it has {len} bytes, at most {SEED_FILE_MAX} are taken");
+    let file = File::open(path).map_err(error)?;
+    let mut bytes = Vec::new();
+    file.take(SEED_FILE_MAX + 1)
+        .read_to_end(&mut bytes)
+        .map_err(error)?;
+    if bytes.len() as u64 > SEED_FILE_MAX {
+        let message = format!("it is larger than the {SEED_FILE_MAX} bytes that are taken");
         return Err(error(std::io::Error::other(message)));
     }
-    std::fs::read(path).map_err(error)
+    Ok(bytes)
 }

@@ -8,21 +8,22 @@ use acpi_tables::aml::{
 use edgevmm_devices::legacy::acpi_pm::S5_SLEEP_TYPE;
 use edgevmm_devices::legacy::{acpi_pm, fw_cfg};
 
-use super::low_dword;
+use super::{AcpiConfig, low_dword};
 use crate::layout::{
     ACPI_PM_PORT, CMOS_PORT, COM1_IRQ, COM1_PORT, DEBUG_PORT, ECAM_BASE, ECAM_RESERVED_LEN,
-    FW_CFG_PORT, PCI_CONFIG_PORT, PCI_IRQS, PCI_SLOTS, PCI_WINDOW_BASE, PCI_WINDOW_LEN, RTC_IRQ,
+    FW_CFG_PORT, PCI_CONFIG_PORT, PCI_IRQS, PCI_SLOTS, PCI_WINDOW_BASE, PCI_WINDOW_LEN, RESET_PORT,
+    RTC_IRQ,
 };
 
 /// Pins of a PCI slot: INTA to INTD.
 const PINS: u8 = 4;
 
 /// The body of the DSDT, without its header.
-pub(super) fn body() -> Vec<u8> {
-    let bridge = host_bridge();
+pub(super) fn body(config: &AcpiConfig) -> Vec<u8> {
+    let bridge = host_bridge(config.firmware);
     let serial = isa_device("COM1", "PNP0501", COM1_PORT, 8, COM1_IRQ);
     let clock = isa_device("RTC_", "PNP0B00", CMOS_PORT, 2, RTC_IRQ);
-    let reserved = motherboard();
+    let reserved = motherboard(config);
     let sleep = u32::from(S5_SLEEP_TYPE);
     let mut body = Vec::new();
     let devices: Vec<&dyn Aml> = vec![&bridge, &serial, &clock, &reserved];
@@ -58,8 +59,9 @@ fn isa_device(name: &str, hid: &str, port: u16, len: u8, irq: u32) -> Encoded {
     device(name, hid, vec![&ports, &interrupt], &[])
 }
 
-/// The PCI host bridge with its windows and the interrupt lines of the slots.
-fn host_bridge() -> Encoded {
+/// The PCI host bridge with its windows, the interrupt lines of the slots and, if there are any,
+/// its configuration ports.
+fn host_bridge(config_ports: bool) -> Encoded {
     let window_end = PCI_WINDOW_BASE + PCI_WINDOW_LEN - 1;
     let buses = AddressSpace::new_bus_number(0_u16, 0_u16);
     let config = IO::new(PCI_CONFIG_PORT, PCI_CONFIG_PORT, 1, 8);
@@ -72,14 +74,13 @@ fn host_bridge() -> Encoded {
         low_dword(window_end),
         None,
     );
+    let mut resources: Vec<&dyn Aml> = vec![&buses, &ports_below, &ports_above, &memory];
+    if config_ports {
+        resources.insert(1, &config);
+    }
     let compatible = Name::new(Path::new("_CID"), &EISAName::new("PNP0A03"));
     let routing = Name::new(Path::new("_PRT"), &pci_routing());
-    device(
-        "PCI0",
-        "PNP0A08",
-        vec![&buses, &config, &ports_below, &ports_above, &memory],
-        &[&compatible, &routing],
-    )
+    device("PCI0", "PNP0A08", resources, &[&compatible, &routing])
 }
 
 /// Interrupt line of `pin` (0 to 3) of `slot`.
@@ -101,12 +102,23 @@ fn pci_routing() -> PackageBuilder {
 }
 
 /// What no driver claims but nobody else may take.
-fn motherboard() -> Encoded {
+fn motherboard(config: &AcpiConfig) -> Encoded {
     let ecam = Memory32Fixed::new(true, low_dword(ECAM_BASE), low_dword(ECAM_RESERVED_LEN));
     let debug = IO::new(DEBUG_PORT, DEBUG_PORT, 1, 1);
     let pm = port_range(ACPI_PM_PORT, acpi_pm::PORT_RANGE);
     let fw_cfg = port_range(FW_CFG_PORT, fw_cfg::PORT_RANGE);
-    device("MBRD", "PNP0C02", vec![&ecam, &debug, &fw_cfg, &pm], &[])
+    let reset = IO::new(RESET_PORT, RESET_PORT, 1, 1);
+    let mut resources: Vec<&dyn Aml> = vec![&ecam, &pm];
+    if config.debug_port {
+        resources.push(&debug);
+    }
+    if config.firmware {
+        resources.push(&fw_cfg);
+    } else {
+        // With firmware it is one of the host bridge's configuration ports.
+        resources.push(&reset);
+    }
+    device("MBRD", "PNP0C02", resources, &[])
 }
 
 fn port_range(port: u16, len: u64) -> IO {

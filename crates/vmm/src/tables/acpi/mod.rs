@@ -74,6 +74,10 @@ pub struct AcpiConfig<'a> {
     pub apic_ids: &'a [u32],
     /// Announce the keyboard controller; operating systems then wait for keyboards.
     pub i8042: bool,
+    /// The machine starts with firmware: it has the `fw_cfg` device and PCI's configuration ports.
+    pub firmware: bool,
+    /// The machine has the port for firmware's debug output.
+    pub debug_port: bool,
 }
 
 /// The tables, not yet placed.
@@ -88,7 +92,7 @@ impl AcpiTables {
     pub fn new(config: &AcpiConfig) -> Self {
         let mut blob = TableBlob::default();
         let facs = blob.push(&encode(&FACS::new()));
-        let dsdt = blob.push_sdt(&sdt(*b"DSDT", 2, &dsdt::body()));
+        let dsdt = blob.push_sdt(&sdt(*b"DSDT", 2, &dsdt::body(config)));
         let fadt = blob.push_sdt(&fadt(config, facs, dsdt));
         let madt = blob.push_sdt(&madt(config.apic_ids));
         let mcfg = blob.push_sdt(&mcfg());

@@ -4,14 +4,23 @@ use std::collections::BTreeMap;
 use std::process::Command;
 
 use super::*;
-use crate::layout::{LEGACY_HOLE_END, PCI_SLOTS};
+use crate::layout::{
+    COM1_PORT, DEBUG_PORT, FW_CFG_PORT, LEGACY_HOLE_END, PCI_CONFIG_PORT, PCI_SLOTS,
+};
 use crate::tables::loader::tests::{execute, sum};
 
 fn tables(apic_ids: &[u32]) -> AcpiTables {
-    AcpiTables::new(&AcpiConfig {
+    AcpiTables::new(&config(apic_ids))
+}
+
+/// A machine that has all there can be but the keyboard controller.
+fn config(apic_ids: &[u32]) -> AcpiConfig<'_> {
+    AcpiConfig {
         apic_ids,
         i8042: false,
-    })
+        firmware: true,
+        debug_port: true,
+    }
 }
 
 /// Memory that a reader of placed tables sees.
@@ -144,8 +153,8 @@ fn fadt_describes_the_fixed_hardware() {
     assert_eq!(fadt[116..120], [1, 8, 0, 1]);
     assert_eq!((word(120), fadt[128]), (RESET_PORT, 6));
     let with = AcpiTables::new(&AcpiConfig {
-        apic_ids: &[0],
         i8042: true,
+        ..config(&[0])
     });
     let found = Memory(with.place().unwrap()).walk(ACPI_TABLES);
     assert_eq!(found["FACP"][109], 0b111);
@@ -295,6 +304,39 @@ fn every_pin_of_every_slot_has_a_line() {
         ];
         assert_eq!(entry, expected);
         assert!(slot < PCI_SLOTS);
+    }
+}
+
+/// Resource descriptor of the ports from `port`, as the DSDT encodes it.
+fn io_descriptor(port: u16, len: u8) -> Vec<u8> {
+    let [low, high] = port.to_le_bytes();
+    vec![0x47, 1, low, high, low, high, 1, len]
+}
+
+#[test]
+fn the_dsdt_declares_the_ports_that_exist() {
+    let [pci, reset] = [
+        io_descriptor(PCI_CONFIG_PORT, 8),
+        io_descriptor(RESET_PORT, 1),
+    ];
+    let [fw_cfg, debug] = [io_descriptor(FW_CFG_PORT, 12), io_descriptor(DEBUG_PORT, 1)];
+    for (firmware, debug_port) in [(false, false), (false, true), (true, false), (true, true)] {
+        let tables = AcpiTables::new(&AcpiConfig {
+            firmware,
+            debug_port,
+            ..config(&[0])
+        });
+        let found = Memory(tables.place().unwrap()).walk(ACPI_TABLES);
+        let count = |descriptor: &[u8]| {
+            let dsdt = found["DSDT"].windows(descriptor.len());
+            dsdt.filter(|window| *window == descriptor).count()
+        };
+        assert_eq!(count(&pci), usize::from(firmware));
+        assert_eq!(count(&reset), usize::from(!firmware));
+        assert_eq!(count(&fw_cfg), usize::from(firmware));
+        assert_eq!(count(&debug), usize::from(debug_port));
+        assert_eq!(count(&io_descriptor(COM1_PORT, 8)), 1);
+        disassembled(&found["DSDT"]);
     }
 }
 
