@@ -13,13 +13,16 @@ use xtask::{cache, host, process};
 
 use super::{build, lab};
 
-/// Programs the unit tests call, and the packages they are in.
+/// Programs the tests call on this host, and the packages they are in.
 const HOST_PROGRAMS: &[(&str, &str)] = &[
     ("qemu-img", "qemu-utils"),
     ("passt", "passt"),
     ("ip", "iproute2"),
     ("e2fsck", "e2fsprogs"),
     ("iasl", "acpica-tools"),
+    ("nc.openbsd", "netcat-openbsd"),
+    ("ssh", "openssh-client"),
+    ("sfdisk", "fdisk"),
 ];
 
 /// The package of the end-to-end tests.
