@@ -4,12 +4,12 @@
 //! off, requests go through imago's storage layer, which realigns what the host would refuse.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use imago::StorageExt;
 use imago::io_buffers::{IoVector, IoVectorMut};
 use libc::iovec;
 
+use crate::host_file::Unflushed;
 use crate::storage::ImageFile;
 use crate::{
     BlockBackend, BlockError, Limits, SECTOR_SIZE, VolatileSlice, check_range, io_error, total_len,
@@ -22,8 +22,7 @@ pub struct RawDisk {
     size: u64,
     read_only: bool,
     direct: bool,
-    /// Whether something was written since the last flush.
-    dirty: AtomicBool,
+    unflushed: Unflushed,
 }
 
 impl RawDisk {
@@ -38,13 +37,13 @@ impl RawDisk {
             .len()?
             .checked_next_multiple_of(SECTOR_SIZE)
             .ok_or(io::ErrorKind::FileTooLarge)?;
-        let direct = file.host().align().request > 1;
+        let direct = file.host().is_direct();
         Ok(Self {
             file,
             size,
             read_only,
             direct,
-            dirty: AtomicBool::new(false),
+            unflushed: Unflushed::default(),
         })
     }
 
@@ -61,9 +60,7 @@ impl RawDisk {
         }
         check_range(offset, len, self.size)?;
         let done = request();
-        // Only now: a flush that runs meanwhile may come too early for this request, and must not
-        // take the mark away.
-        self.dirty.store(true, Ordering::Release);
+        self.unflushed.note();
         done.map_err(io_error(op, offset, len))
     }
 }
@@ -130,13 +127,7 @@ impl BlockBackend for RawDisk {
     }
 
     fn flush(&self) -> Result<(), BlockError> {
-        if self.dirty.swap(false, Ordering::AcqRel) {
-            self.file.host().sync().map_err(|source| {
-                self.dirty.store(true, Ordering::Release);
-                BlockError::Flush(source)
-            })?;
-        }
-        Ok(())
+        self.unflushed.flush(|| self.file.host().sync())
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), BlockError> {

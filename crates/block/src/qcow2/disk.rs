@@ -1,13 +1,13 @@
 //! The block device on top of a chain of layers.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use imago::FormatAccess;
 use imago::io_buffers::{IoVector, IoVectorMut};
 
 use super::WriteOrder;
+use crate::host_file::Unflushed;
 use crate::storage::ImageFile;
 use crate::{
     BlockBackend, BlockError, Limits, SECTOR_SIZE, VolatileSlice, check_range, io_error, total_len,
@@ -31,8 +31,7 @@ pub struct Qcow2Disk {
     /// Absent if nothing need be durable.
     order: Option<Arc<WriteOrder>>,
     cluster_size: u32,
-    /// Whether something was written since the last flush.
-    dirty: AtomicBool,
+    unflushed: Unflushed,
 }
 
 /// What a disk is for, which decides what it may do.
@@ -71,7 +70,7 @@ impl Qcow2Disk {
             kind,
             order,
             cluster_size: u32::try_from(cluster_size).unwrap_or(0),
-            dirty: AtomicBool::new(false),
+            unflushed: Unflushed::default(),
         }
     }
 
@@ -95,9 +94,7 @@ impl Qcow2Disk {
             return Ok(());
         }
         let done = request();
-        // Only now: a flush that runs meanwhile may come too early for this request, and must not
-        // take the mark away.
-        self.dirty.store(true, Ordering::Release);
+        self.unflushed.note();
         done.map_err(io_error(op, offset, len))
     }
 
@@ -166,15 +163,11 @@ impl BlockBackend for Qcow2Disk {
         let Some(order) = &self.order else {
             return Ok(());
         };
-        if !self.dirty.swap(false, Ordering::AcqRel) {
-            return Ok(());
-        }
-        let image = self.shared();
-        let kept = order.begin_flush();
-        let flushed = image.flush().and_then(|()| image.sync());
-        order.end_flush(kept, flushed).map_err(|source| {
-            self.dirty.store(true, Ordering::Release);
-            BlockError::Flush(source)
+        self.unflushed.flush(|| {
+            let image = self.shared();
+            let kept = order.begin_flush();
+            let flushed = image.flush().and_then(|()| image.sync());
+            order.end_flush(kept, flushed)
         })
     }
 
