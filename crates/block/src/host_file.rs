@@ -51,6 +51,8 @@ pub struct HostFile {
     sector: usize,
     physical_block: u32,
     device_size: Option<u64>,
+    /// The error by which written data was lost. Held while waiting for the disk.
+    lost: Mutex<Option<i32>>,
 }
 
 impl HostFile {
@@ -96,6 +98,7 @@ impl HostFile {
             sector,
             physical_block: physical.max(512),
             device_size,
+            lost: Mutex::default(),
         })
     }
 
@@ -288,8 +291,29 @@ impl HostFile {
     }
 
     /// Makes written data durable, with the metadata needed to read it back.
+    ///
+    /// Once that has failed through the page cache it fails for ever: Linux tells of an error in
+    /// writing back once, and then takes the pages that it could not write for clean.
     pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.sync_by(File::sync_data)
+    }
+
+    fn sync_by(&self, sync: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(errno) = *lost {
+            let earlier = io::Error::from_raw_os_error(errno);
+            return Err(io::Error::new(
+                earlier.kind(),
+                format!("data was lost when an earlier flush failed: {earlier}"),
+            ));
+        }
+        let done = sync(&self.file);
+        if let Err(error) = &done
+            && !self.is_direct()
+        {
+            *lost = Some(error.raw_os_error().unwrap_or(libc::EIO));
+        }
+        done
     }
 }
 
@@ -463,6 +487,32 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    fn fails(_: &File) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EIO))
+    }
+
+    #[test]
+    fn a_failed_sync_through_the_page_cache_is_final() {
+        let file = HostFile::new(tempfile::tempfile().unwrap(), "test", false).unwrap();
+        file.sync().unwrap();
+        file.sync_by(fails).unwrap_err();
+        for _ in 0..2 {
+            let error = file.sync().unwrap_err().to_string();
+            assert!(
+                error.contains("earlier flush") && error.contains("os error 5"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_failed_sync_of_direct_writes_is_tried_again() {
+        let mut file = HostFile::new(tempfile::tempfile().unwrap(), "test", false).unwrap();
+        file.align.request = SAFE_DIRECT_ALIGN;
+        file.sync_by(fails).unwrap_err();
+        file.sync().unwrap();
+    }
 
     #[test]
     fn a_flush_waits_for_the_one_under_way() {
