@@ -109,8 +109,9 @@ pub trait VirtioDevice: Send + Debug {
     /// Reads the device config space. `data` comes filled with zeroes.
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
-    /// Writes the device config space.
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+    /// Writes the device config space. `features` are those that the driver has negotiated, none
+    /// before FEATURES_OK.
+    fn write_config(&mut self, _features: u64, _offset: u64, _data: &[u8]) {}
 
     /// Starts to serve the queues.
     ///

@@ -156,7 +156,10 @@ impl VirtioDevice for Block {
         config_space::read(space.as_bytes(), offset, data);
     }
 
-    fn write_config(&mut self, offset: u64, data: &[u8]) {
+    fn write_config(&mut self, features: u64, offset: u64, data: &[u8]) {
+        if features & (1 << VIRTIO_BLK_F_CONFIG_WCE) == 0 {
+            return;
+        }
         if let (WRITEBACK_OFFSET, [value]) = (offset, data) {
             self.writeback.store(*value != 0, Ordering::Release);
         }

@@ -20,6 +20,7 @@ const DISK: u64 = 4 << 20;
 const HEADER: u64 = 0x10_0000;
 const STATUS: u64 = 0x10_1000;
 const DATA: u64 = 0x20_0000;
+const CONFIG_WCE: u64 = 1 << VIRTIO_BLK_F_CONFIG_WCE;
 
 struct Rig {
     block: Block,
@@ -335,8 +336,8 @@ fn the_config_space_tells_the_disk() {
     assert_eq!(u32_at(52), 1, "max_write_zeroes_seg");
     assert_eq!(space[60..], [0; 4]);
     assert_eq!(rig.block.features() & RING_FEATURES, RING_FEATURES);
-    rig.block.write_config(32, &[0]);
-    rig.block.write_config(0, &[0]);
+    rig.block.write_config(CONFIG_WCE, 32, &[0]);
+    rig.block.write_config(CONFIG_WCE, 0, &[0]);
     let mut field = [9; 2];
     rig.block.read_config(32, &mut field);
     assert_eq!(field[0], 0);
@@ -347,9 +348,21 @@ fn the_config_space_tells_the_disk() {
 }
 
 #[test]
+fn the_cache_mode_is_for_a_driver_that_negotiated_it() {
+    let mut rig = Rig::new();
+    let others = rig.block.features() & !CONFIG_WCE;
+    for features in [0, others] {
+        rig.block.write_config(features, 32, &[0]);
+        assert!(rig.block.state().writeback);
+    }
+    rig.block.write_config(CONFIG_WCE | others, 32, &[0]);
+    assert!(!rig.block.state().writeback);
+}
+
+#[test]
 fn the_cache_mode_outlives_a_stop_but_no_reset() {
     let mut rig = Rig::new();
-    rig.block.write_config(32, &[0]);
+    rig.block.write_config(CONFIG_WCE, 32, &[0]);
     rig.block.deactivate();
     assert!(!rig.block.state().writeback);
     rig.block.reset();

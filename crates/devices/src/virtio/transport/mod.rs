@@ -283,7 +283,13 @@ impl VirtioPci {
                 self.write_status(status);
             }
         } else if let Some(at) = DEVICE.find(offset, len) {
-            self.device.write_config(at, data);
+            let negotiated = self.interrupts.status().get() & status::FEATURES_OK != 0;
+            let features = if negotiated {
+                self.common.features()
+            } else {
+                0
+            };
+            self.device.write_config(features, at, data);
         } else if let Some(at) = NOTIFY.find(offset, len) {
             let index = usize::try_from(at / u64::from(NOTIFY_STRIDE)).unwrap_or(usize::MAX);
             if self.active && self.common.queue_enabled(index) {

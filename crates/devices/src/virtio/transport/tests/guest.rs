@@ -38,6 +38,8 @@ pub(super) struct Log {
     /// Makes the next activation fail.
     pub(super) fail: bool,
     pub(super) config: [u8; 8],
+    /// Features that came with the last write of `config`.
+    pub(super) config_features: u64,
 }
 
 /// Gives every buffer back at once, from the device thread.
@@ -110,9 +112,10 @@ impl VirtioDevice for Echo {
         data.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
     }
 
-    fn write_config(&mut self, offset: u64, data: &[u8]) {
-        let config = &mut lock(&self.log).config;
-        let to = config.iter_mut().skip(usize::try_from(offset).unwrap());
+    fn write_config(&mut self, features: u64, offset: u64, data: &[u8]) {
+        let mut log = lock(&self.log);
+        log.config_features = features;
+        let to = log.config.iter_mut().skip(usize::try_from(offset).unwrap());
         to.zip(data).for_each(|(to, from)| *to = *from);
     }
 

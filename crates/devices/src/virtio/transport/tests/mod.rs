@@ -387,6 +387,24 @@ fn the_device_config_changes_under_a_generation() {
 }
 
 #[test]
+fn config_writes_come_with_the_negotiated_features() {
+    let guest = Guest::new();
+    let features_of_write = || {
+        lock(&guest.log).config_features = u64::MAX;
+        guest.bar_write(0x800, &[1]);
+        lock(&guest.log).config_features
+    };
+    guest.enable_memory();
+    guest.set_status(3);
+    guest.write_features(VERSION_1 | FEATURES);
+    assert_eq!(features_of_write(), 0);
+    guest.set_status(11);
+    assert_eq!(features_of_write(), VERSION_1 | FEATURES);
+    guest.negotiate(VERSION_1);
+    assert_eq!(features_of_write(), VERSION_1);
+}
+
+#[test]
 fn a_reset_gives_everything_back() {
     let guest = Guest::new();
     for round in 1..=3 {
