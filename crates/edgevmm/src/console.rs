@@ -64,7 +64,7 @@ pub async fn run(args: ConsoleArgs) -> Outcome {
         End::Refused(status) => return Err(refused(&args.name, &status)),
         End::Machine => {
             // The console ends before the VMM has written down how the guest did.
-            manage::left(&dir).await?;
+            manage::left(&dir, manage::LEAVE).await?;
             let record = dir.exit().ok().flatten();
             let how = record.map_or("has ended", |record| crate::exit::words(record.reason));
             eprintln!("[{} {how}]", args.name);

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use edgevmm_api::v1::machine_server::{Machine, MachineServer};
 use edgevmm_api::v1::{self, console_request, console_response};
@@ -24,6 +25,8 @@ struct Scripted {
     calls: Arc<Mutex<Vec<String>>>,
     claim: Arc<Mutex<Option<MachineClaim>>>,
     end: watch::Sender<Option<ExitRecord>>,
+    /// What it takes to end when killed.
+    flush: Arc<Mutex<Duration>>,
 }
 
 impl Scripted {
@@ -113,6 +116,8 @@ impl Machine for Scripted {
         _: Request<v1::KillRequest>,
     ) -> Result<Response<v1::KillResponse>, Status> {
         self.called("kill");
+        // Nothing else is answered meanwhile.
+        std::thread::sleep(*self.flush.lock().unwrap());
         self.finish(ExitReason::Killed);
         Ok(Response::new(v1::KillResponse {}))
     }
@@ -187,6 +192,7 @@ impl Bench {
             calls: Arc::default(),
             claim,
             end: watch::Sender::new(None),
+            flush: Arc::default(),
         };
         let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -323,6 +329,20 @@ fn a_wait_ends_with_the_machine() {
         (output.status.code(), text(&output.stdout).as_str()),
         (Some(4), "killed\n")
     );
+}
+
+#[test]
+fn a_kill_lets_the_last_flush_finish() {
+    let bench = Bench::new();
+    *bench.machine.flush.lock().unwrap() = Duration::from_secs(8);
+    let output = bench.run(&["kill", "vm"]);
+    let message = text(&output.stderr);
+    assert!(output.status.success(), "{message}");
+    assert_eq!(
+        message,
+        "edgevmm: waiting for vm to write to its disks what is not there yet\n"
+    );
+    assert!(bench.machine.end.borrow().is_some());
 }
 
 #[test]

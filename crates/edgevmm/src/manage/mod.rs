@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use edgevmm_api::v1::{
-    KillRequest, PauseRequest, ResetRequest, ResumeRequest, StopRequest, WaitRequest,
+    GetVersionRequest, KillRequest, PauseRequest, ResetRequest, ResumeRequest, StopRequest,
+    WaitRequest,
 };
 use edgevmm_api::{Client, ExitRecord, MachineDir, RuntimeDir, RuntimeDirError};
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tonic::{Code, Status};
@@ -23,7 +25,11 @@ pub use list::{inspect, ps};
 /// How long a living VMM may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
 /// How long an ended VMM may take to leave.
-const LEAVE: Duration = Duration::from_secs(5);
+pub const LEAVE: Duration = Duration::from_secs(5);
+/// How long a VMM that was told to end may take for it, as it writes out what its guest wrote.
+const FLUSH: Duration = Duration::from_secs(60);
+/// When waiting for it is worth a message.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// How often is looked whether it has.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -148,36 +154,66 @@ pub async fn kill_all(names: &[String]) -> Outcome {
 
 async fn force_end(name: &str) -> Result<(), Failure> {
     let dir = open(name)?;
-    let asked = match connect(name).await {
-        Ok((_, mut client)) => {
-            let answer = tokio::time::timeout(ANSWER, client.kill(KillRequest {})).await;
-            matches!(answer, Ok(Ok(_)))
-        }
+    let told = match connect(name).await {
+        Ok((_, client)) => tell_to_end(client).await,
         Err(failure) if !dir.is_alive().map_err(Failure::host)? => return Err(failure),
         Err(_) => false,
     };
-    if asked && left(&dir).await? {
-        return Ok(());
-    }
-    if let Some(pid) = dir.pid().map_err(Failure::host)? {
-        tracing::info!(pid, "The VMM does not answer, so it gets SIGKILL");
-        kill(Pid::from_raw(pid), Signal::SIGKILL)
-            .map_err(|error| Failure::host(anyhow!("Can't kill the VMM of {name}: {error}")))?;
-    }
-    if left(&dir).await? {
-        Ok(())
+    if told {
+        if left(&dir, PATIENCE).await? {
+            return Ok(());
+        }
+        eprintln!("edgevmm: waiting for {name} to write to its disks what is not there yet");
+        if left(&dir, FLUSH).await? {
+            return Ok(());
+        }
+        eprintln!(
+            "edgevmm: {name} has not ended within {} seconds and gets SIGKILL: what its guest \
+             wrote last may be lost",
+            FLUSH.as_secs()
+        );
     } else {
-        Err(Failure::host(anyhow!("The VMM of {name} stays")))
+        tracing::info!("The VMM of {name} does not answer, so it gets SIGKILL");
     }
+    sigkill(&dir).await
 }
 
-/// Waits until the VMM has left. False when it takes too long.
+/// Tells a VMM to end by force. False when it doesn't answer.
+async fn tell_to_end(mut client: Client) -> bool {
+    let version = tokio::time::timeout(ANSWER, client.get_version(GetVersionRequest {}));
+    if !matches!(version.await, Ok(Ok(_))) {
+        return false;
+    }
+    // It may be too busy with ending to answer this one, or be gone.
+    let _ = tokio::time::timeout(ANSWER, client.kill(KillRequest {})).await;
+    true
+}
+
+/// Has the kernel end a VMM.
+async fn sigkill(dir: &MachineDir) -> Result<(), Failure> {
+    let name = dir.name();
+    let pid = dir.pid().map_err(Failure::host)?;
+    let sent = match pid {
+        Some(pid) => kill(Pid::from_raw(pid), Signal::SIGKILL),
+        None => Err(Errno::ESRCH),
+    };
+    if left(dir, LEAVE).await? {
+        return Ok(());
+    }
+    Err(match sent {
+        Ok(()) => Failure::host(anyhow!("The VMM of {name} has not ended after SIGKILL"))
+            .hint("it can't end before the host's storage answers: see `dmesg`"),
+        Err(error) => Failure::host(anyhow!("Can't kill the VMM of {name}: {error}")),
+    })
+}
+
+/// Waits until the VMM has left. False when it takes longer than `limit`.
 ///
 /// # Errors
 ///
 /// When its folder can't be looked at.
-pub async fn left(dir: &MachineDir) -> Result<bool, Failure> {
-    for _ in 0..LEAVE.as_millis() / POLL.as_millis() {
+pub async fn left(dir: &MachineDir, limit: Duration) -> Result<bool, Failure> {
+    for _ in 0..limit.as_millis() / POLL.as_millis() {
         if !dir.is_alive().map_err(Failure::host)? {
             return Ok(true);
         }
@@ -201,7 +237,7 @@ async fn ended(dir: &MachineDir, client: &mut Client) -> Result<ExitRecord, Fail
         }
         Err(status) => return Err(refused("wait for", dir.name(), &status)),
     };
-    left(dir).await?;
+    left(dir, LEAVE).await?;
     let record = record.or_else(|| dir.exit().ok().flatten());
     record.ok_or_else(|| lost(dir.name()))
 }
