@@ -32,7 +32,8 @@ const RING_HEADER: u64 = 4;
 const AVAIL_ELEMENT: u64 = 2;
 const USED_ELEMENT: u64 = 8;
 
-/// A used buffer waits for its batch this long at most before the driver hears of it.
+/// A used buffer that has waited this long ends its batch when the next one is returned. Nothing
+/// looks at the time in between, so batches are for handlers that don't block.
 const NOTIFY_AFTER: Duration = Duration::from_micros(100);
 
 /// Tells all the queues of a device to stop: set when the driver broke a rule or the device is
@@ -72,6 +73,15 @@ pub enum Progress {
     BudgetSpent,
     /// The device is halted.
     Halted,
+}
+
+/// How the driver hears of used chains while more are there to be handled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Telling {
+    /// Of many at once.
+    Batches,
+    /// Of each before the next is handled.
+    Each,
 }
 
 /// A virtqueue in service.
@@ -298,13 +308,36 @@ impl Ring {
 
     /// Hands available chains to `handle` until there are none, the device can't take one, or
     /// `budget` of them are done. An error of `handle` halts the device.
+    ///
+    /// The driver hears of used chains in batches, so `handle` must not block.
     pub fn serve(
         &mut self,
         chain: &mut Chain,
         budget: usize,
         handle: impl FnMut(&mut Chain) -> Result<Outcome, DriverError>,
     ) -> Progress {
-        let served = self.serve_chains(chain, budget, handle);
+        self.serve_and_tell(chain, budget, Telling::Batches, handle)
+    }
+
+    /// Like [`Ring::serve`] for a `handle` that may block: the driver hears of each chain before
+    /// the next is handled.
+    pub fn serve_blocking(
+        &mut self,
+        chain: &mut Chain,
+        budget: usize,
+        handle: impl FnMut(&mut Chain) -> Result<Outcome, DriverError>,
+    ) -> Progress {
+        self.serve_and_tell(chain, budget, Telling::Each, handle)
+    }
+
+    fn serve_and_tell(
+        &mut self,
+        chain: &mut Chain,
+        budget: usize,
+        telling: Telling,
+        handle: impl FnMut(&mut Chain) -> Result<Outcome, DriverError>,
+    ) -> Progress {
+        let served = self.serve_chains(chain, budget, telling, handle);
         let told = served.and_then(|progress| self.notify().map(|()| progress));
         told.unwrap_or_else(|cause| {
             self.fail(&cause);
@@ -316,6 +349,7 @@ impl Ring {
         &mut self,
         chain: &mut Chain,
         budget: usize,
+        telling: Telling,
         mut handle: impl FnMut(&mut Chain) -> Result<Outcome, DriverError>,
     ) -> Result<Progress, DriverError> {
         let mut left = budget;
@@ -332,6 +366,9 @@ impl Ring {
                 }
                 if !self.pop(chain)? {
                     break;
+                }
+                if telling == Telling::Each {
+                    self.notify()?;
                 }
                 match handle(chain)? {
                     Outcome::Used(len) => self.add_used(chain.head, len)?,
@@ -391,5 +428,65 @@ fn walk(
         _ => Err(DriverError::Chain(
             "it loops or leaves the descriptor table",
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::testing::{MockNotifier, guest_memory};
+    use crate::virtio::driver::{Driver, writable};
+
+    /// Serves three chains to a handler that may block. Returns the interrupts that the driver
+    /// had got at each call of the handler, and at the end.
+    fn interrupts(event_idx: bool, set_up: impl FnOnce(&Driver)) -> Vec<u32> {
+        let memory = guest_memory(1 << 20);
+        let mut driver = Driver::new(&memory, 0x1000, 16);
+        let notifier = Arc::new(MockNotifier::default());
+        let queue = ActiveQueue {
+            index: 0,
+            queue: driver.queue(event_idx),
+            kick: driver.kick.clone(),
+        };
+        let mut ring = Ring::new(queue, memory, notifier.clone(), Halt::default());
+        for _ in 0..3 {
+            driver.add(&[writable(0x8000, 8)]);
+        }
+        set_up(&driver);
+        let heard = || notifier.log().queues.get(&0).copied().unwrap_or(0);
+        let mut all = Vec::new();
+        let mut chain = ring.new_chain();
+        let progress = ring.serve_blocking(&mut chain, usize::MAX, |_| {
+            all.push(heard());
+            Ok(Outcome::Used(0))
+        });
+        assert_eq!((progress, driver.used_index()), (Progress::Drained, 3));
+        all.push(heard());
+        all
+    }
+
+    #[test]
+    fn a_used_chain_is_told_of_before_the_next_may_block() {
+        assert_eq!(interrupts(false, |_| ()), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn a_driver_is_told_no_more_than_it_wants() {
+        let unwanted = |driver: &Driver| {
+            let flags = u16::try_from(VRING_AVAIL_F_NO_INTERRUPT).unwrap();
+            driver.write(driver.avail_ring(), &flags.to_le_bytes());
+        };
+        assert_eq!(interrupts(false, unwanted), [0, 0, 0, 0]);
+        for (event, expected) in [
+            (0, [0, 1, 1, 1]),
+            (1, [0, 0, 1, 1]),
+            (2, [0, 0, 0, 1]),
+            (3, [0, 0, 0, 0]),
+        ] {
+            let told = interrupts(true, |driver| driver.set_used_event(event));
+            assert_eq!(told, expected, "used_event {event}");
+        }
     }
 }

@@ -4,10 +4,11 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use edgevmm_block::{DiskOptions, open};
+use edgevmm_block::{BlockBackend, BlockError, DiskOptions, Limits, open};
 use proptest::prelude::*;
 use tempfile::NamedTempFile;
 use virtio_bindings::virtio_blk::*;
+use vm_memory::VolatileSlice;
 
 use super::{Block, BlockConfig};
 use crate::testing::{MockNotifier, guest_memory};
@@ -36,6 +37,17 @@ impl Rig {
     }
 
     fn with(queues: u16, features: u64, options: impl FnOnce(&mut DiskOptions)) -> Self {
+        let mut rig = Self::idle(queues, options, |disk, _| disk);
+        rig.activate(queues, features);
+        rig
+    }
+
+    /// With `wrap` between the device and its disk; not yet active.
+    fn idle(
+        queues: u16,
+        options: impl FnOnce(&mut DiskOptions),
+        wrap: impl FnOnce(Arc<dyn BlockBackend>, &Arc<MockNotifier>) -> Arc<dyn BlockBackend>,
+    ) -> Self {
         let mut disk = NamedTempFile::new().unwrap();
         let pattern: Vec<u8> = (0..DISK).map(|i| (i / 512 + i) as u8).collect();
         disk.write_all(&pattern).unwrap();
@@ -46,15 +58,14 @@ impl Rig {
             serial: "serial-0123456789-and-more".into(),
             queues,
         };
-        let mut rig = Self {
-            block: Block::new(config, open(opened).unwrap()),
+        let notifier = Arc::default();
+        Self {
+            block: Block::new(config, wrap(open(opened).unwrap(), &notifier)),
             drivers: Vec::new(),
-            notifier: Arc::default(),
+            notifier,
             disk,
             size: 256,
-        };
-        rig.activate(queues, features);
-        rig
+        }
     }
 
     fn activate(&mut self, queues: u16, features: u64) {
@@ -410,6 +421,67 @@ fn interrupts_wait_for_the_event_index() {
     assert_eq!(rig.notifier.wait_queue(0, 1).queues[&0], 1);
     rig.block.deactivate();
     assert_eq!(rig.notifier.log().queues[&0], 1);
+}
+
+/// A disk whose flush takes until the driver was interrupted.
+#[derive(Debug)]
+struct SlowFlush(Arc<dyn BlockBackend>, Arc<MockNotifier>);
+
+impl BlockBackend for SlowFlush {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn read_only(&self) -> bool {
+        self.0.read_only()
+    }
+
+    fn limits(&self) -> Limits {
+        self.0.limits()
+    }
+
+    fn read_vectored(&self, bufs: &[VolatileSlice<'_>], offset: u64) -> Result<(), BlockError> {
+        self.0.read_vectored(bufs, offset)
+    }
+
+    fn write_vectored(&self, bufs: &[VolatileSlice<'_>], offset: u64) -> Result<(), BlockError> {
+        self.0.write_vectored(bufs, offset)
+    }
+
+    fn flush(&self) -> Result<(), BlockError> {
+        self.1.wait_queue(0, 1);
+        self.0.flush()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<(), BlockError> {
+        self.0.discard(offset, len)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<(), BlockError> {
+        self.0.write_zeroes(offset, len, may_unmap)
+    }
+}
+
+#[test]
+fn a_read_is_told_of_before_the_flush_behind_it_is_done() {
+    let slow = |disk, notifier: &Arc<_>| -> Arc<dyn BlockBackend> {
+        Arc::new(SlowFlush(disk, Arc::clone(notifier)))
+    };
+    let mut rig = Rig::idle(1, |_| (), slow);
+    rig.activate(1, u64::MAX);
+    rig.header(VIRTIO_BLK_T_IN, 0);
+    let driver = rig.driver();
+    let flush = HEADER + 0x100;
+    driver.write(flush, &VIRTIO_BLK_T_FLUSH.to_le_bytes());
+    let read = driver.add(&[
+        readable(HEADER, 16),
+        writable(DATA, 512),
+        writable(STATUS, 1),
+    ]);
+    let flush = driver.add(&[readable(flush, 16), writable(STATUS + 1, 1)]);
+    driver.kick();
+    assert_eq!(driver.wait_used(), (read.into(), 513));
+    assert_eq!(driver.wait_used(), (flush.into(), 1));
 }
 
 #[test]

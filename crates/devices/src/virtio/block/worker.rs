@@ -71,7 +71,7 @@ fn run(mut ring: Ring, executor: &Executor, epoll: &Epoll) -> ActiveQueue {
     let mut events = [EpollEvent::default(); 2];
     loop {
         // Also before the first wait: a queue that was active before may have chains waiting.
-        ring.serve(&mut chain, usize::MAX, |chain| {
+        ring.serve_blocking(&mut chain, usize::MAX, |chain| {
             executor.execute(chain).map(Outcome::Used)
         });
         let count = match epoll.wait(-1, &mut events) {
