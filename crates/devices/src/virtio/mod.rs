@@ -58,7 +58,8 @@ pub enum DriverError {
 
 /// How a device tells its driver of used buffers, config changes and its own failure.
 ///
-/// The transport implements it; cheap to call from any thread, takes no lock.
+/// The transport implements it; cheap to call from any thread, whatever that thread holds: it
+/// takes no lock but the interrupt line's own, under which nothing else is taken or waited for.
 pub trait Notifier: Send + Sync + Debug {
     /// Interrupts the driver for queue `index`.
     fn queue(&self, index: u16);

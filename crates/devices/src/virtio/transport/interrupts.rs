@@ -2,8 +2,9 @@
 //! (virtio 1.2, 4.1.4.5 and 4.1.5.1).
 //!
 //! Devices signal from their own threads while a vCPU thread may hold the function's lock and
-//! wait for just those threads. So nothing here takes a lock: all of it is atomics, and what
-//! configuration space says is read from its memory.
+//! wait for just those threads. So nothing here takes that lock: all of it is atomics, and what
+//! configuration space says is read from its memory. The one lock below is the interrupt line's
+//! own, which several functions may share; nothing else is taken or waited for under it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};

@@ -1,7 +1,8 @@
 //! The PCI transport of virtio 1.2, section 4.1: modern only, everything in one memory BAR.
 //!
 //! Left out: the legacy and transitional interfaces, notification data, per-queue reset, shared
-//! memory regions and the administration queue.
+//! memory regions and the administration queue. Bus mastering in COMMAND is not heeded: an active
+//! device accesses its queues and sends MSIs with the bit clear as well.
 //!
 //! Access by configuration space (VIRTIO_PCI_CAP_PCI_CFG) has a limit of its own, because reads
 //! of configuration space are answered from memory: the BAR is read when the driver sets up the
