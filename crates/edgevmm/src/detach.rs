@@ -121,17 +121,25 @@ pub fn vmm(args: &VmmArgs) -> Outcome {
     }
     let lock = inherited(args.lock_fd).context("The lock was not handed on")?;
     let ready = inherited(args.ready_fd).context("The pipe was not handed on")?;
-    let mut ready = File::from(ready);
+    let mut ready = Some(File::from(ready));
     let claim = MachineClaim::inherit(&args.dir, lock).map_err(Failure::host)?;
     let result = live(&claim, &mut ready);
     if let Err(failure) = &result {
-        let _ = report(&mut ready, Some(failure));
-        let _ = claim.remove();
+        give_up(claim, ready, failure);
     }
     result
 }
 
-fn live(claim: &MachineClaim, ready: &mut File) -> Outcome {
+/// Leaves nothing of a machine that did not start. One that did, whose parent has let it go, keeps
+/// its folder: the log there is where `failure` is told.
+fn give_up(claim: MachineClaim, mut ready: Option<File>, failure: &Failure) {
+    if ready.is_some() {
+        let _ = report(&mut ready, Some(failure));
+        let _ = claim.remove();
+    }
+}
+
+fn live(claim: &MachineClaim, ready: &mut Option<File>) -> Outcome {
     // Away from the terminal that this was started from, and from the folder too.
     nix::unistd::setsid().context("Can't leave the terminal")?;
     let vm: VmConfig =
@@ -146,10 +154,12 @@ fn live(claim: &MachineClaim, ready: &mut File) -> Outcome {
 }
 
 /// Tells the parent how the start went, and lets it go.
-fn report(ready: &mut File, failure: Option<&Failure>) -> io::Result<()> {
-    serde_json::to_writer(&mut *ready, &failure)?;
+fn report(ready: &mut Option<File>, failure: Option<&Failure>) -> io::Result<()> {
+    if let Some(pipe) = ready {
+        serde_json::to_writer(pipe, &failure)?;
+    }
     // The parent reads to the end, which comes when the last descriptor of the pipe is closed.
-    *ready = File::options().write(true).open("/dev/null")?;
+    *ready = None;
     Ok(())
 }
 
@@ -163,4 +173,35 @@ fn inherited(fd: i32) -> anyhow::Result<OwnedFd> {
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use edgevmm_api::RuntimeDir;
+
+    use super::*;
+
+    /// Gives up, after telling that the guest runs if it `started`. Returns what the parent reads,
+    /// and whether the folder is still there.
+    fn give_up_after(started: bool) -> (String, bool) {
+        let folder = tempfile::tempdir().unwrap();
+        let claim = RuntimeDir::new(folder.path()).claim("vm").unwrap();
+        let (parent, ready) = nix::unistd::pipe().unwrap();
+        let mut ready = Some(File::from(ready));
+        if started {
+            report(&mut ready, None).unwrap();
+        }
+        give_up(claim, ready, &Failure::host(anyhow::anyhow!("late")));
+        let mut text = String::new();
+        File::from(parent).read_to_string(&mut text).unwrap();
+        (text, folder.path().join("vm").exists())
+    }
+
+    #[test]
+    fn only_a_machine_that_never_ran_is_removed() {
+        let (text, kept) = give_up_after(false);
+        assert!(text.contains("late") && !kept, "{text}");
+        assert_eq!(give_up_after(true), ("null".to_owned(), true));
+    }
 }
