@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use edgevmm_api::{MachineClaim, RuntimeDir, RuntimeDirError};
 use edgevmm_config::{ConsoleOutput, VmConfig};
+use edgevmm_vmm::boot::BootError;
 use edgevmm_vmm::console::ends;
 use edgevmm_vmm::lifecycle::Handle;
 use edgevmm_vmm::machine::BuildError;
@@ -57,12 +58,17 @@ pub fn foreground(mut vm: VmConfig) -> Outcome {
 
 /// The failure of a VMM.
 pub fn failure(error: VmmError) -> Failure {
-    let kvm = matches!(error, VmmError::Build(BuildError::Kvm(_)));
-    let failure = Failure::host(error);
-    if kvm {
-        failure.hint("`edgevmm doctor` checks what this host has and lacks")
-    } else {
-        failure
+    match &error {
+        VmmError::Build(BuildError::Boot(
+            BootError::UnknownKernel(_)
+            | BootError::NoRoom(_)
+            | BootError::CommandLine { .. }
+            | BootError::FirmwareSize { .. },
+        )) => Failure::usage(error),
+        VmmError::Build(BuildError::Kvm(_)) => {
+            Failure::host(error).hint("`edgevmm doctor` checks what this host has and lacks")
+        }
+        _ => Failure::host(error),
     }
 }
 
@@ -182,5 +188,19 @@ impl Read for Keyboard {
             *to = from;
         }
         Ok(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_boot_configuration_is_wrong_usage() {
+        let boot = |error| VmmError::Build(BuildError::Boot(error));
+        let kernel = || boot(BootError::UnknownKernel("kernel".into()));
+        assert_eq!(failure(kernel()), Failure::usage(kernel()));
+        let missing = || boot(BootError::NoFirmware("bios".into()));
+        assert_eq!(failure(missing()), Failure::host(missing()));
     }
 }
