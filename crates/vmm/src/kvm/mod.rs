@@ -25,9 +25,9 @@ use std::sync::Arc;
 use edgevmm_devices::GuestMemory;
 use edgevmm_devices::pci::config_memory::ConfigMemory;
 use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MEM_READONLY,
-    KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_pit_config, kvm_pit_state2,
-    kvm_userspace_memory_region,
+    KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_irqchip,
+    kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
@@ -108,6 +108,20 @@ pub fn open() -> Result<Kvm, KvmError> {
     Ok(kvm)
 }
 
+/// Makes a triple fault that is not reported yet part of a vCPU's events, so that a reset takes it
+/// away. KVM before Linux 6.0 can't do that.
+fn show_triple_faults(vm: &VmFd) -> Result<(), KvmError> {
+    if vm.check_extension_raw(KVM_CAP_X86_TRIPLE_FAULT_EVENT.into()) == 0 {
+        return Ok(());
+    }
+    let mut cap = kvm_enable_cap {
+        cap: KVM_CAP_X86_TRIPLE_FAULT_EVENT,
+        ..Default::default()
+    };
+    cap.args[0] = 1;
+    vm.enable_cap(&cap).map_err(call("show triple faults"))
+}
+
 /// State of the interrupt controllers and the timer.
 pub struct ChipState {
     irqchips: Vec<kvm_irqchip>,
@@ -159,6 +173,7 @@ impl Vm {
     /// Fails when the kernel refuses.
     pub fn new(kvm: &Kvm, memory: &Arc<GuestMemory>) -> Result<Vm, KvmError> {
         let fd = kvm.create_vm().map_err(call("make a VM"))?;
+        show_triple_faults(&fd)?;
         let mut vm = Vm {
             fd: Arc::new(fd),
             _memory: Arc::clone(memory),

@@ -3,13 +3,16 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use edgevmm_config::Topology;
 use edgevmm_devices::GuestMemory;
 use edgevmm_devices::bus::{BusDevice, lock, shared};
+use kvm_bindings::KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::cpuid;
@@ -46,8 +49,20 @@ struct Bench {
     _vm: Vm,
 }
 
+fn dup(fd: &VcpuFd) -> RawFd {
+    // SAFETY: duplicates a descriptor that is open.
+    let copy = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0) };
+    assert!(copy >= 0);
+    copy
+}
+
 /// A machine of one vCPU that runs `code`; port 0x10 and address 0xd000_0000 lead to the log.
 fn bench(code: &[u8]) -> Bench {
+    bench_with(code, |_| ())
+}
+
+/// As [`bench`]; `change` has the vCPU after its state at power-on was taken.
+fn bench_with(code: &[u8], change: impl FnOnce(&VcpuFd)) -> Bench {
     let kvm = super::open().expect("these tests need /dev/kvm");
     let memory = crate::memory::create(1 << 20, false).unwrap();
     memory.write_slice(code, GuestAddress(CODE)).unwrap();
@@ -62,7 +77,10 @@ fn bench(code: &[u8]) -> Bench {
     };
     let cpuid = cpuid::for_vcpu(&cpuid::supported(&kvm).unwrap(), one, 0).unwrap();
     fd.set_cpuid2(&cpuid).unwrap();
+    // SAFETY: the descriptor was made just now and is nobody else's.
+    let other = unsafe { vm.fd().create_vcpu_from_rawfd(dup(&fd)) }.unwrap();
     let vcpu = Vcpu::new(0, fd, &msrs::state_indices(&kvm).unwrap()).unwrap();
+    change(&other);
     let log = shared(Log::default());
     let mut buses = Buses::default();
     buses.pio.insert(0x10, 4, log.clone()).unwrap();
@@ -153,4 +171,22 @@ fn reset_begins_again() {
     std::thread::sleep(Duration::from_millis(20));
     bench.vcpus.pause();
     assert!(lock(&bench.log).0.len() > 6);
+}
+
+/// A guest that asks for a reset and crashes on the way may be paused with the fault taken but not
+/// reported.
+#[test]
+fn a_fault_that_is_not_reported_yet_is_gone_after_a_reset() {
+    let bench = bench_with(COUNT, |fd| {
+        let mut events = fd.get_vcpu_events().unwrap();
+        events.flags |= KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+        events.triple_fault.pending = 1;
+        fd.set_vcpu_events(&events).unwrap();
+    });
+    bench.vcpus.reset(ENTRY).unwrap();
+    bench.vcpus.resume();
+    while lock(&bench.log).0.is_empty() {
+        assert_eq!(bench.outcomes.try_recv(), Err(TryRecvError::Empty));
+        std::thread::yield_now();
+    }
 }
