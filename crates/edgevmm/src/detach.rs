@@ -18,6 +18,7 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use crate::cli::VmmArgs;
 use crate::exit::{self, Failure, Outcome};
 use crate::launch::{claim, failure};
+use crate::messages;
 
 /// Environment variable with the log filter, for the child.
 pub const LOG_VARIABLE: &str = "EDGEVMM_LOG";
@@ -122,6 +123,7 @@ pub fn vmm(args: &VmmArgs) -> Outcome {
     let lock = inherited(args.lock_fd).context("The lock was not handed on")?;
     let ready = inherited(args.ready_fd).context("The pipe was not handed on")?;
     let mut ready = Some(File::from(ready));
+    messages::go_to_background().context("Can't write messages in the background")?;
     let claim = MachineClaim::inherit(&args.dir, lock).map_err(Failure::host)?;
     let result = live(&claim, &mut ready);
     if let Err(failure) = &result {

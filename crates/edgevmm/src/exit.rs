@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use edgevmm_api::{ExitReason, ExitRecord};
 use serde::{Deserialize, Serialize};
 
+use crate::term;
+
 /// Exit code of a failure of the VMM or the host.
 const HOST: u8 = 1;
 /// Exit code of wrong usage, as clap has it too.
@@ -102,9 +104,12 @@ pub fn report(name: &str, record: &ExitRecord) -> ExitCode {
     let how = words(record.reason);
     match record.reason {
         ExitReason::PowerOff => {}
-        ExitReason::Killed | ExitReason::StopTimeout => eprintln!("edgevmm: {name} {how}"),
+        ExitReason::Killed | ExitReason::StopTimeout => {
+            term::tell(format_args!("edgevmm: {name} {how}"));
+        }
         ExitReason::GuestCrash | ExitReason::VmmError => {
-            eprintln!("edgevmm: {name} {how}: {}", record.message);
+            let message = &record.message;
+            term::tell(format_args!("edgevmm: {name} {how}: {message}"));
         }
     }
     code(record.reason)

@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use edgevmm_api::{MachineClaim, RuntimeDir, RuntimeDirError};
 use edgevmm_config::{ConsoleOutput, VmConfig};
 use edgevmm_vmm::boot::BootError;
@@ -15,6 +16,7 @@ use edgevmm_vmm::{Started, VmmError};
 use crate::doctor;
 use crate::escape::{Escape, Typed};
 use crate::exit::{self, Failure, Outcome};
+use crate::messages;
 use crate::resolve::default_name;
 use crate::term::{self, RawMode, Stream};
 
@@ -47,6 +49,7 @@ pub fn claim(vm: &mut VmConfig) -> Result<MachineClaim, Failure> {
 ///
 /// When it can't be started.
 pub fn foreground(mut vm: VmConfig) -> Outcome {
+    messages::go_to_background().context("Can't write messages in the background")?;
     let claim = claim(&mut vm)?;
     let result = run_on_terminal(&vm, &claim);
     let name = claim.dir().name().to_owned();
@@ -126,7 +129,7 @@ impl Terminal {
         if let Some(raw) = self.raw {
             drop(raw);
             // The guest rarely ends on a line of its own.
-            eprintln!();
+            term::tell("");
         }
     }
 }

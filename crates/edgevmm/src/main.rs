@@ -9,6 +9,7 @@ mod exit;
 mod host;
 mod launch;
 mod manage;
+mod messages;
 mod rate_limit;
 mod resolve;
 mod term;
@@ -38,10 +39,12 @@ fn main() -> ExitCode {
         }
         Err(error) => wrong_usage(&error),
     };
-    result.unwrap_or_else(|failure| {
-        eprintln!("{failure}");
+    let code = result.unwrap_or_else(|failure| {
+        term::tell(&failure);
         failure.exit_code()
-    })
+    });
+    messages::flush();
+    code
 }
 
 /// Prints the help that was asked for, or brings clap's words into the form of all others.

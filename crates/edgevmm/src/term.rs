@@ -1,5 +1,7 @@
 //! The user's terminal: raw mode that is always undone, and its size.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
@@ -10,6 +12,8 @@ use edgevmm_api::v1::TerminalSize;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+
+use crate::messages;
 
 /// The mode to return to while the terminal is raw.
 static SAVED: Mutex<Option<Termios>> = Mutex::new(None);
@@ -67,7 +71,7 @@ fn restore() {
 pub fn notice(text: &str) {
     let raw = RAW.load(Ordering::Relaxed);
     let start = if raw { "\n" } else { "" };
-    let _ = Stderr.write_all(format!("{start}[{text}]\n").as_bytes());
+    tell(format_args!("{start}[{text}]"));
 }
 
 /// Standard error, where lines also end right when the terminal is raw.
@@ -76,23 +80,32 @@ pub struct Stderr;
 
 impl Write for Stderr {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut stderr = io::stderr().lock();
-        if RAW.load(Ordering::Relaxed) {
-            for line in bytes.split_inclusive(|byte| *byte == b'\n') {
-                match line.strip_suffix(b"\n") {
-                    Some(line) => stderr.write_all(&[line, b"\r\n"].concat())?,
-                    None => stderr.write_all(line)?,
-                }
-            }
-        } else {
-            stderr.write_all(bytes)?;
-        }
+        messages::write(&end_lines(bytes))?;
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+        Ok(())
     }
+}
+
+/// Text with the line ends that the terminal needs in its present mode.
+pub fn end_lines(text: &[u8]) -> Cow<'_, [u8]> {
+    if !RAW.load(Ordering::Relaxed) {
+        return text.into();
+    }
+    let ended = text
+        .split_inclusive(|byte| *byte == b'\n')
+        .flat_map(|line| match line.strip_suffix(b"\n") {
+            Some(line) => [line, b"\r\n"],
+            None => [line, b""],
+        });
+    ended.collect::<Vec<_>>().concat().into()
+}
+
+/// Writes a line, or some, to standard error.
+pub fn tell(text: impl fmt::Display) {
+    let _ = Stderr.write_all(format!("{text}\n").as_bytes());
 }
 
 nix::ioctl_read_bad!(get_window_size, libc::TIOCGWINSZ, libc::winsize);
@@ -136,6 +149,15 @@ impl Stream {
     /// When there is none.
     pub fn stdout() -> io::Result<Self> {
         Ok(Self(File::from(io::stdout().as_fd().try_clone_to_owned()?)))
+    }
+
+    /// Standard error.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub fn stderr() -> io::Result<Self> {
+        Ok(Self(File::from(io::stderr().as_fd().try_clone_to_owned()?)))
     }
 
     /// Tries until the stream doesn't ask to come again.

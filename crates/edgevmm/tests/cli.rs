@@ -2,8 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// Runs the program in `folder`, which holds its runtime folder too.
 fn edgevmm(folder: &Path, args: &[&str]) -> Output {
@@ -336,4 +339,30 @@ fn a_vmm_without_its_parent_refuses() {
         "1",
     ];
     refuse(folder.path(), &args, 1, &["standard stream"]);
+}
+
+#[test]
+fn a_run_ends_though_nobody_reads_its_messages() {
+    let folder = folder();
+    fs::write(folder.path().join("kernel"), "none").unwrap();
+    let (unread, mut full) = std::io::pipe().unwrap();
+    full.write_all(&[0; 64 << 10]).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_edgevmm"))
+        .args(["run", "--net", "none", "--kernel", "kernel", "-v"])
+        .current_dir(folder.path())
+        .env("EDGEVMM_RUNTIME_DIR", folder.path().join("run"))
+        .stdin(Stdio::null())
+        .stderr(full)
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let status = loop {
+        match child.try_wait().unwrap() {
+            None if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
+            status => break status,
+        }
+    };
+    child.kill().unwrap();
+    assert!(!status.unwrap().success());
+    drop(unread);
 }

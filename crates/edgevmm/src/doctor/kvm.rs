@@ -3,6 +3,7 @@
 use edgevmm_vmm::kvm::{self, KvmError};
 
 use super::{Check, Host};
+use crate::term;
 
 /// What does the work behind /dev/kvm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,10 +43,10 @@ const SOFTWARE_FIX: &str = "use a host with VT-x or AMD-V (for a VM: with nested
 /// Warns before a machine is run where ordinary kernels can't run.
 pub fn warn_of_software_backend() {
     if let Backend::Software(module) = Backend::of(&Host::this()) {
-        eprintln!(
+        term::tell(format_args!(
             "edgevmm: warning: KVM is emulated by {module} here, on which ordinary kernels do not \
              start\nhint: {SOFTWARE_FIX}"
-        );
+        ));
     }
 }
 
