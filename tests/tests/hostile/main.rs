@@ -21,7 +21,7 @@ use edgevmm_e2e::{Command, Guest, Host, Limit, on_host, on_this_machine};
 
 use crate::image::Boot;
 use crate::random::Random;
-use crate::script::{Kind, Script};
+use crate::script::{Kind, Script, Voice};
 use crate::virtio::{Device, Type};
 
 /// Attacks in a test where none are asked for.
@@ -54,6 +54,13 @@ struct Target {
 }
 
 impl Target {
+    const fn voice(self) -> Voice {
+        match self.console {
+            Console::Serial => Voice::Serial,
+            Console::Virtio => Voice::Debug,
+        }
+    }
+
     /// Rounds in one payload.
     const fn rounds(self) -> u32 {
         match self.boot {
@@ -100,7 +107,7 @@ struct Scripts {
 impl Scripts {
     fn new(target: Target) -> Self {
         let devices = target.devices();
-        let mut first = Script::new(target.boot.scripts());
+        let mut first = Script::new(target.boot.scripts(), target.voice());
         // The second processor: its code, INIT to all but self, and twice SIPI.
         first.push(
             Kind::Copy,
@@ -122,7 +129,7 @@ impl Scripts {
             devices,
             first,
             // Its jumps are relative to where it will be: it makes none.
-            second: Script::new(0),
+            second: Script::new(0, target.voice()),
         }
     }
 
@@ -147,19 +154,50 @@ impl Scripts {
         for device in &self.devices {
             device.recover(&mut self.first);
         }
-        self.first.say(&format!("round {number} survived\n"));
+        self.first.say(&format!("round {number} survived"));
+    }
+
+    /// Attacks, resets the machine by `port` and does what no machine should see after it: asks for
+    /// more resets and crashes. All of that happens at start number `start` only.
+    fn reset(&mut self, start: u32, (port, value): (u16, u8), random: &Random) {
+        let (target, devices) = (self.target, self.devices.clone());
+        self.first
+            .unless(Kind::JumpUnless, STARTS, start, |script| {
+                for device in &devices {
+                    device.use_properly(script);
+                }
+                // Left in service, with requests under way.
+                for device in &devices {
+                    virtio::attack(script, random, device);
+                }
+                attack(script, random, target, &devices);
+                for device in &devices {
+                    device.recover(script);
+                }
+                devices[0].write_cache(script, true);
+                devices[0].use_properly(script);
+                script.say(&format!("start {start} survived"));
+                script.out8(port, value);
+                for (port, value) in RESETS {
+                    script.out8(port, value);
+                }
+                script.push(Kind::Crash, 0, 0, 0);
+            });
     }
 
     /// Waits for the power button and powers off.
     fn finish(mut self) -> Result<Vec<u8>> {
         const BUTTON: u32 = 0x601;
-        self.first.say("ready to power off\n");
+        self.first.say("ready to power off");
         self.first.push(Kind::UntilPort, BUTTON, 1, 0);
         self.first.power_off();
         self.second.push(Kind::Until32, GO, u32::MAX, 0);
         image::build(self.target.boot, [&self.first, &self.second])
     }
 }
+
+/// Ports and values that reset the machine.
+const RESETS: [(u16, u8); 3] = [(0xcf9, 6), (0x64, 0xfe), (0x92, 1)];
 
 fn attack(script: &mut Script, random: &Random, target: Target, devices: &[Device]) {
     match random.below(10) {
@@ -241,10 +279,22 @@ impl<'h> Machine<'h> {
             .args(["--disk", &disks[0].1, "--disk"])
             .args([format!("{},ro", disks[1].1)]);
         if target.console == Console::Virtio {
-            run = run.args(["--console", "stdio,device=virtio"]);
+            let run_with = run.args(["--console", "stdio,device=virtio", "--debugcon", "-"]);
+            // What the debug port says must come where a console is looked at.
+            let script = Command::new("bash").args(["-c", "exec \"$@\" 2>&1", "bash"]);
+            run = script.wrapping(&run_with);
         }
         let guest = Guest::of(host, &run)?;
         Ok(Self { host, guest, disks })
+    }
+
+    /// Waits until the guest prints `marker`.
+    fn expect(mut self, marker: &str, seed: u64) -> Result<Self> {
+        if let Err(error) = self.guest.expect(marker, Limit::Command) {
+            let end = self.guest.end(Limit::Command);
+            bail!("Seed {seed}: {error:#}\n{end:?}");
+        }
+        Ok(self)
     }
 
     fn inspect(&self) -> Result<serde_json::Value> {
@@ -268,8 +318,7 @@ impl<'h> Machine<'h> {
     }
 
     /// Presses the power button, and looks that all ended well.
-    fn end(mut self) -> Result<()> {
-        self.guest.expect("ready to power off", Limit::Boot)?;
+    fn end(self) -> Result<()> {
         let [memory, threads, files] = self.usage()?;
         eprintln!("{memory} KiB of anonymous memory, {threads} threads, {files} files");
         ensure!(memory < MAX_PRIVATE_KIB, "{memory} KiB of anonymous memory");
@@ -293,7 +342,7 @@ impl<'h> Machine<'h> {
 /// Attacks a kind of machine for as many rounds as were asked for.
 fn besiege(target: Target) -> Result<()> {
     let seed = seed()?;
-    let rounds = setting("EDGEVMM_HOSTILE_ROUNDS")?.unwrap_or(ROUNDS.into());
+    let rounds = setting("EDGEVMM_HOSTILE_ROUNDS")?.unwrap_or_else(|| ROUNDS.into());
     let machines = rounds.div_ceil(target.rounds().into());
     on_any_host(|host| {
         for seed in (seed..).take(machines as usize) {
@@ -306,15 +355,41 @@ fn besiege(target: Target) -> Result<()> {
             let payload = scripts.finish()?;
             let mut machine = Machine::start(host, target, &payload)?;
             for number in 1..=target.rounds() {
-                let marker = format!("round {number} survived");
-                if let Err(error) = machine.guest.expect(&marker, Limit::Command) {
-                    let end = machine.guest.end(Limit::Command);
-                    bail!("In round {number} of seed {seed}: {error:#}\n{end:?}");
-                }
+                machine = machine.expect(&format!("round {number} survived"), seed)?;
             }
+            machine = machine.expect("ready to power off", seed)?;
             machine.end().with_context(|| format!("Seed {seed}"))?;
         }
         Ok(())
+    })
+}
+
+/// A reset ends whatever went on, however it was asked for, and nothing after it counts.
+#[test]
+fn resets_amid_attacks() -> Result<()> {
+    const COUNT: u32 = 12;
+    let seed = seed()?;
+    let target = Target {
+        boot: Boot::Kernel,
+        console: Console::Serial,
+    };
+    on_any_host(|host| {
+        let random = Random::new(seed);
+        let mut scripts = Scripts::new(target);
+        scripts.first.push(Kind::Add32, STARTS, 1, 0);
+        let disk = scripts.devices[0];
+        disk.write_cache(&mut scripts.first, false);
+        for start in 1..=COUNT {
+            scripts.reset(start, random.pick(&RESETS), &random);
+        }
+        let mut machine = Machine::start(host, target, &scripts.finish()?)?;
+        for start in 1..=COUNT {
+            machine = machine.expect(&format!("start {start} survived"), seed)?;
+        }
+        machine = machine.expect("ready to power off", seed)?;
+        let resets = machine.inspect()?["resets"].as_u64();
+        ensure!(resets == Some(COUNT.into()), "{resets:?} resets");
+        machine.end()
     })
 }
 
@@ -323,6 +398,14 @@ fn a_hostile_kernel() -> Result<()> {
     besiege(Target {
         boot: Boot::Kernel,
         console: Console::Serial,
+    })
+}
+
+#[test]
+fn a_hostile_kernel_with_a_virtio_console() -> Result<()> {
+    besiege(Target {
+        boot: Boot::Kernel,
+        console: Console::Virtio,
     })
 }
 

@@ -4,6 +4,7 @@
 pub const STEP_LEN: u32 = 16;
 
 const COM1: u16 = 0x3f8;
+const DEBUG: u16 = 0x402;
 
 /// A step's handler, by its place in the interpreter's table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +54,15 @@ impl Kind {
     pub const COUNT: usize = Self::Crash as usize + 1;
 }
 
+/// How a payload talks to the test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Voice {
+    /// By the serial port.
+    Serial,
+    /// By the firmware's debug port, line by line.
+    Debug,
+}
+
 /// One step: a kind and its operands.
 type Step = (Kind, [u32; 3]);
 
@@ -60,13 +70,15 @@ type Step = (Kind, [u32; 3]);
 #[derive(Debug, Clone)]
 pub struct Script {
     start: u32,
+    voice: Voice,
     steps: Vec<Step>,
 }
 
 impl Script {
-    pub const fn new(start: u32) -> Self {
+    pub const fn new(start: u32, voice: Voice) -> Self {
         Self {
             start,
+            voice,
             steps: Vec::new(),
         }
     }
@@ -129,23 +141,35 @@ impl Script {
     /// Fails the run unless the 32 bits at `address` are `value`: the machine ends and shows its
     /// registers.
     pub fn expect32(&mut self, address: u32, value: u32, what: &str) {
-        // Jumped over unless it is needed.
-        let mut report = Self::new(self.after(1));
-        report.say(&format!("FAILED: {what}\n"));
-        report.push(Kind::Crash, address, value, 0);
-        let after = report.here();
-        self.push(Kind::JumpIf, address, value, after);
-        self.steps.append(&mut report.steps);
+        self.unless(Kind::JumpIf, address, value, |report| {
+            report.say(&format!("FAILED: {what}"));
+            report.push(Kind::Crash, address, value, 0);
+        });
     }
 
-    /// Prints `text`, whatever state the serial port is in.
+    /// Adds `body` behind a jump over it: [`Kind::JumpIf`] or [`Kind::JumpUnless`] the 32 bits at
+    /// `address` are `value`.
+    pub fn unless(&mut self, jump: Kind, address: u32, value: u32, body: impl FnOnce(&mut Self)) {
+        let mut inner = Self::new(self.after(1), self.voice);
+        body(&mut inner);
+        self.push(jump, address, value, inner.here());
+        self.steps.append(&mut inner.steps);
+    }
+
+    /// Prints a line, whatever was printed before and whatever state the serial port is in.
     pub fn say(&mut self, text: &str) {
-        // 8n1 without the divisor latch, no interrupts, no loopback.
-        self.out8(COM1 + 3, 3);
-        self.out8(COM1 + 1, 0);
-        self.out8(COM1 + 4, 3);
-        for byte in text.bytes() {
-            self.out8(COM1, byte);
+        let port = match self.voice {
+            Voice::Serial => {
+                // 8n1 without the divisor latch, no interrupts, no loopback.
+                self.out8(COM1 + 3, 3);
+                self.out8(COM1 + 1, 0);
+                self.out8(COM1 + 4, 3);
+                COM1
+            }
+            Voice::Debug => DEBUG,
+        };
+        for byte in format!("\n{text}\n").bytes() {
+            self.out8(port, byte);
         }
     }
 

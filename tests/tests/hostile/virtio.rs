@@ -176,6 +176,18 @@ impl Device {
         }
     }
 
+    /// Turns a disk's write cache off, or fails the run if it is not on.
+    pub fn write_cache(&self, script: &mut Script, off: bool) {
+        const WRITEBACK: u32 = DEVICE_CONFIG + 32;
+        if off {
+            script.write8(self.bar() + WRITEBACK, 0);
+        } else {
+            // With the number of queues.
+            let on = 1 | u32::from(self.queues) << 16;
+            script.expect32(self.bar() + WRITEBACK, on, "the write cache is off");
+        }
+    }
+
     fn clear(&self, script: &mut Script, queue: &Queue) {
         script.push(Kind::Fill, queue.descriptors as u32, 0, QUEUE_MEMORY / 4);
     }
