@@ -129,7 +129,7 @@ impl Machine {
                 continue;
             }
             if let Err(error) = disk.flush() {
-                failed.push(format!("{name}: {error}"));
+                failed.push(format!("{name}: {}", with_sources(&error)));
             }
         }
         if failed.is_empty() {
@@ -141,4 +141,10 @@ impl Machine {
             ))
         }
     }
+}
+
+/// An error with what caused it, in one line.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
