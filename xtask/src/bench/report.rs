@@ -30,7 +30,7 @@ pub fn markdown(
     text.push_str("\n## Exits by reason\n\n");
     text.push_str(&breakdown(results, 0, |vmm| {
         let count = |(reason, count): (&String, &u64)| (reason.clone(), *count as f64);
-        vmm.reasons.iter().map(count).collect()
+        vmm.median_reasons().iter().map(count).collect()
     }));
     text.push_str("\n## Wakeups a second while the guest idles, by thread\n\n");
     text.push_str(&breakdown(results, 1, |vmm| vmm.wakeups.clone()));
@@ -207,10 +207,13 @@ fn breakdown(
         .iter()
         .map(|name| cells(name, &|index| in_column(index, name)))
         .collect();
-    if !small.is_empty() {
-        rows.push(cells("others", &|index| {
-            small.iter().map(|name| in_column(index, name)).sum()
-        }));
+    let rest = |index| {
+        small
+            .iter()
+            .fold(0.0, |sum, name| sum + in_column(index, name))
+    };
+    if (0..columns.len()).any(|index| rest(index) > 0.0) {
+        rows.push(cells("others", &rest));
     }
     table(&header, rows)
 }
@@ -254,13 +257,19 @@ mod tests {
         };
         own.add("boot.exits", 3489.0);
         own.add("idle.pss", 900.0);
-        own.reasons = BTreeMap::from([("interrupt".into(), 979), ("MSR".into(), 720)]);
+        own.reasons = vec![BTreeMap::from([
+            ("interrupt".into(), 979),
+            ("MSR".into(), 720),
+        ])];
         let mut other = Measured {
             name: "other".into(),
             ..Measured::default()
         };
         other.add("boot.exits", 47_664.0);
-        other.reasons = BTreeMap::from([("port I/O".into(), 40_000), ("odd".into(), 3)]);
+        other.reasons = vec![BTreeMap::from([
+            ("port I/O".into(), 40_000),
+            ("odd".into(), 3),
+        ])];
         Results {
             vmms: vec![own, other],
             ..Results::default()
@@ -308,7 +317,7 @@ mod tests {
     fn small_parts_are_summed_up() {
         let text = breakdown(&results(), 0, |vmm| {
             let count = |(name, count): (&String, &u64)| (name.clone(), *count as f64);
-            vmm.reasons.iter().map(count).collect()
+            vmm.median_reasons().iter().map(count).collect()
         });
         let rows: Vec<&str> = text.lines().skip(2).collect();
         assert_eq!(

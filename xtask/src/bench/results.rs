@@ -127,8 +127,8 @@ pub struct Measured {
     pub versions: Vec<String>,
     /// Measurements by series.
     pub series: BTreeMap<String, Vec<f64>>,
-    /// Exits of the median boot by reason.
-    pub reasons: BTreeMap<String, u64>,
+    /// Exits of each boot by reason.
+    pub reasons: Vec<BTreeMap<String, u64>>,
     /// Wakeups a second of an idle system, by thread.
     pub wakeups: BTreeMap<String, f64>,
 }
@@ -146,6 +146,18 @@ impl Measured {
             Statistic::Median => last / 2,
         };
         values.get(index).copied()
+    }
+
+    /// Exits by reason in the boot that had the median number of them.
+    #[must_use]
+    pub fn median_reasons(&self) -> BTreeMap<String, u64> {
+        let mut boots: Vec<_> = self.reasons.iter().collect();
+        boots.sort_by_key(|reasons| reasons.values().sum::<u64>());
+        let middle = boots.len().saturating_sub(1) / 2;
+        boots
+            .get(middle)
+            .map(|boot| (*boot).clone())
+            .unwrap_or_default()
     }
 
     /// Adds one measurement.
@@ -168,9 +180,7 @@ impl Measured {
                 self.add(series, count as f64);
             }
         }
-        if !boot.reasons.is_empty() {
-            self.reasons = boot.reasons;
-        }
+        self.reasons.push(boot.reasons);
         if let Some(idle) = boot.idle {
             self.add("idle.pss", idle.memory.pss as f64);
             self.add("idle.private-dirty", idle.memory.private_dirty as f64);
@@ -183,7 +193,14 @@ impl Measured {
                 |threads: &[(&String, &f64)]| threads.iter().fold(0.0, |sum, (_, n)| sum + **n);
             self.add("idle.wakeups.vcpu", sum(&vcpus));
             self.add("idle.wakeups.other", sum(&others));
-            self.wakeups = idle.wakeups;
+            for (name, count) in idle.wakeups {
+                let name = if is_vcpu(&name) {
+                    "vCPUs".to_owned()
+                } else {
+                    name
+                };
+                *self.wakeups.entry(name).or_default() += count;
+            }
         }
     }
 
@@ -222,6 +239,17 @@ mod tests {
         );
         assert!((4.0..=5.0).contains(&figure("start.p10")));
         assert!((20.0..=21.0).contains(&figure("start.median")));
+    }
+
+    #[test]
+    fn reasons_are_those_of_the_middle_boot() {
+        let boot = |interrupts| BTreeMap::from([("interrupt".to_owned(), interrupts)]);
+        let measured = Measured {
+            reasons: vec![boot(934), boot(586), boot(774)],
+            ..Measured::default()
+        };
+        assert_eq!(measured.median_reasons(), boot(774));
+        assert!(Measured::default().median_reasons().is_empty());
     }
 
     #[test]
