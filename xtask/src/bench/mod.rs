@@ -63,6 +63,8 @@ pub struct Bench {
     pub workspace: PathBuf,
     /// The release build.
     pub edgevmm: PathBuf,
+    /// Whether that is another program, of unknown origin.
+    pub given: bool,
     /// This program, for the lab.
     pub xtask: PathBuf,
     /// Whether kernels boot in the lab.
@@ -111,6 +113,7 @@ impl Bench {
         let mut results = Results {
             date: first_word(Command::new("date").arg("+%F"))?,
             commit: self.commit()?,
+            given: self.given,
             compiler: process::output(Command::new("rustc").arg("--version"))?
                 .trim()
                 .to_owned(),
@@ -131,23 +134,6 @@ impl Bench {
         }
         results.load.push(load());
         Ok(results)
-    }
-
-    /// Writes report, pictures and figures to `dir`, and returns the report.
-    ///
-    /// # Errors
-    /// A file cannot be written.
-    pub fn write(&self, results: &Results, dir: &Path) -> Result<String> {
-        fs::create_dir_all(dir).with_context(|| format!("Cannot make {}", dir.display()))?;
-        let budgets = config::budgets(&self.workspace.join("benches"))?;
-        let charts = draw(results, &budgets, dir)?;
-        let report = report::markdown(results, &budgets, &charts);
-        let json = serde_json::to_string_pretty(results)? + "\n";
-        for (name, text) in [("README.md", &report), ("results.json", &json)] {
-            let path = dir.join(name);
-            fs::write(&path, text).with_context(|| format!("Cannot write {}", path.display()))?;
-        }
-        Ok(report)
     }
 
     fn commit(&self) -> Result<String> {
@@ -282,6 +268,24 @@ impl Bench {
         }
         Ok(())
     }
+}
+
+/// Writes report, pictures and figures to `dir`, and returns the report. Budgets and causes are
+/// those that `workspace` has now.
+///
+/// # Errors
+/// A file cannot be written.
+pub fn write(results: &Results, workspace: &Path, dir: &Path) -> Result<String> {
+    fs::create_dir_all(dir).with_context(|| format!("Cannot make {}", dir.display()))?;
+    let budgets = config::budgets(&workspace.join("benches"))?;
+    let charts = draw(results, &budgets, dir)?;
+    let report = report::markdown(results, &budgets, &charts);
+    let json = serde_json::to_string_pretty(results)? + "\n";
+    for (name, text) in [("README.md", &report), ("results.json", &json)] {
+        let path = dir.join(name);
+        fs::write(&path, text).with_context(|| format!("Cannot write {}", path.display()))?;
+    }
+    Ok(report)
 }
 
 /// Tells that a VMM does not run here; for edgevmm itself that is an error.

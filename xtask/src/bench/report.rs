@@ -63,8 +63,13 @@ fn circumstances(results: &Results) -> String {
     } else {
         "All rows are from this host's own KVM."
     };
+    let given = if results.given {
+        " (the program was given, not built by this run)"
+    } else {
+        ""
+    };
     let mut text = format!(
-        "Written by `cargo xtask bench` on {}, commit {}, {}. What is compared, and how each figure \
+        "Measured by `cargo xtask bench` on {}, commit {}{given}, {}. What is compared, and how each figure \
          comes about: [benches](../../benches/README.md).\n\n\
          - Host: {}; load average before and after: {}\n\
          - Lab: {}\n- {boots}\n",

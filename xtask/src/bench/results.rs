@@ -102,6 +102,8 @@ pub struct Results {
     pub date: String,
     /// The commit of this checkout.
     pub commit: String,
+    /// Whether the program was given rather than built from that commit.
+    pub given: bool,
     /// The compiler.
     pub compiler: String,
     /// Load averages over a minute of this host, before and after.

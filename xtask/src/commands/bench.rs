@@ -1,11 +1,13 @@
 //! `cargo xtask bench`: measure edgevmm and QEMU, and write the report.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use xtask::bench::Bench;
+use xtask::bench::results::Results;
+use xtask::bench::{self, Bench};
 use xtask::images::{Image, Images};
 use xtask::kvm::{self, KvmVerdict};
 use xtask::lab::Layout;
@@ -28,6 +30,9 @@ pub struct BenchCommand {
     /// Measure this program instead of building one.
     #[arg(long, value_name = "FILE")]
     edgevmm: Option<PathBuf>,
+    /// Measure nothing: write the report anew from the results.json of an earlier run.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["boots", "starts", "edgevmm"])]
+    from: Option<PathBuf>,
     /// Where to write the report [default: docs/bench].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -39,6 +44,20 @@ impl BenchCommand {
     /// # Errors
     /// edgevmm does not build or run.
     pub fn run(&self) -> Result<ExitCode> {
+        let workspace = build::workspace();
+        let results = match &self.from {
+            Some(path) => serde_json::from_slice(&fs::read(path)?)
+                .with_context(|| format!("Cannot read {}", path.display()))?,
+            None => self.measure(&workspace)?,
+        };
+        let out = self.out.clone();
+        let out = out.unwrap_or_else(|| workspace.join("docs/bench"));
+        print!("{}", bench::write(&results, &workspace, &out)?);
+        note(&format!("the report is in {}", out.display()));
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn measure(&self, workspace: &Path) -> Result<Results> {
         let edgevmm = match &self.edgevmm {
             Some(path) => std::path::absolute(path)?,
             None => build::release_binary()?,
@@ -55,18 +74,14 @@ impl BenchCommand {
             }
         }
         let bench = Bench {
-            workspace: build::workspace(),
+            workspace: workspace.to_owned(),
             edgevmm,
+            given: self.edgevmm.is_some(),
             xtask: std::env::current_exe().context("Cannot find this program")?,
             in_lab,
             boots: self.boots,
             starts: self.starts,
         };
-        let results = bench.run()?;
-        let out = self.out.clone();
-        let out = out.unwrap_or_else(|| bench.workspace.join("docs/bench"));
-        print!("{}", bench.write(&results, &out)?);
-        note(&format!("the report is in {}", out.display()));
-        Ok(ExitCode::SUCCESS)
+        bench.run()
     }
 }
