@@ -37,11 +37,15 @@ pub use protocol::WindowSize;
 pub use qemu::Machine;
 pub use setup::{Layout, setup, setup_tools};
 
-/// How long a cold boot may take before its agent answers; a busy machine takes 20 s.
-const BOOT_TIMEOUT: Duration = Duration::from_secs(240);
-
-/// How long a resumed L1 may take to answer.
-const RESUME_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long L1 may take to answer, try by try: booted or resumed it takes 20 s on a busy machine.
+///
+/// Emulation now and then loses a timer interrupt of one of L1's processors for good, or makes its
+/// kernel panic, while L1 starts. A new start is all that helps.
+const ANSWER_TIMEOUTS: [Duration; 3] = [
+    Duration::from_secs(90),
+    Duration::from_secs(120),
+    Duration::from_secs(240),
+];
 
 /// What a lab is started with.
 #[derive(Debug, Clone, Default)]
@@ -178,12 +182,12 @@ impl Lab {
         let share = options.share.clone().unwrap_or_else(|| layout.share());
         let share = std::path::absolute(share)?;
         let (vm, client) = if options.machine == Machine::default() {
-            boot(|| resume(&layout, &share))?
+            boot(|timeout| resume(&layout, &share, timeout))?
         } else {
-            boot(|| {
+            boot(|timeout| {
                 let vm = Vm::spawn(&layout, &options.machine, Start::Cold, &share)?;
                 let client =
-                    Client::connect(vm.connect("agent")?, true, BOOT_TIMEOUT, || !vm.has_ended());
+                    Client::connect(vm.connect("agent")?, true, timeout, || !vm.has_ended());
                 Ok((vm, client))
             })?
         };
@@ -286,22 +290,26 @@ impl Lab {
 /// A machine that was just started, and how greeting its agent went.
 type Started = (Vm, Result<Arc<Client>>);
 
-/// Starts an L1; a second time when its kernel panics, which emulation makes it do now and then.
-fn boot(start: impl Fn() -> Result<Started>) -> Result<(Vm, Arc<Client>)> {
-    let mut retried = false;
-    loop {
-        match start()? {
+/// Starts an L1, and another one when it fails in a way that only this start did.
+fn boot(start: impl Fn(Duration) -> Result<Started>) -> Result<(Vm, Arc<Client>)> {
+    let mut timeouts = ANSWER_TIMEOUTS.into_iter().peekable();
+    while let Some(timeout) = timeouts.next() {
+        match start(timeout)? {
             (vm, Ok(client)) => return Ok((vm, client)),
-            (vm, Err(_)) if vm.has_panicked() && !retried => {
-                note("L1's kernel panicked while starting; trying once more");
-                retried = true;
+            (vm, Err(error)) => {
+                let error = error.context(vm.explain("L1 does not start"));
+                // QEMU that ends by itself, without a panic, would do so again.
+                if timeouts.peek().is_none() || (vm.has_ended() && !vm.has_panicked()) {
+                    return Err(error);
+                }
+                note(&format!("{error:#}\nStarting another L1"));
             }
-            (vm, Err(error)) => return Err(error.context(vm.explain("L1 does not start"))),
         }
     }
+    bail!("L1 was never started")
 }
 
-fn resume(layout: &Layout, share: &Path) -> Result<Started> {
+fn resume(layout: &Layout, share: &Path, timeout: Duration) -> Result<Started> {
     let snapshot = layout.snapshot();
     let vm = Vm::spawn(
         layout,
@@ -311,6 +319,6 @@ fn resume(layout: &Layout, share: &Path) -> Result<Started> {
     )?;
     qemu::resume(&mut vm.qmp()?, &snapshot.join("state"))?;
     let stream = vm.connect("agent")?;
-    let client = Client::connect(stream, true, RESUME_TIMEOUT, || !vm.has_ended());
+    let client = Client::connect(stream, true, timeout, || !vm.has_ended());
     Ok((vm, client))
 }

@@ -204,10 +204,9 @@ fn make_l1(tools: &Tools, kernel_dir: &Path, agent: &Path, dir: &Path) -> Result
 /// Boots L1 with its RAM in a file of `dir` and saves its device state there once its agent answers.
 fn save_snapshot(layout: &Layout, dir: &Path) -> Result<()> {
     let ram = dir.join("ram");
-    let (vm, client) = boot(|| {
+    let (vm, client) = boot(|timeout| {
         let machine = Machine::default();
         let vm = Vm::spawn(layout, &machine, Start::Recorded(&ram), &layout.share())?;
-        let timeout = Duration::from_secs(180);
         let client = Client::connect(vm.connect("agent")?, false, timeout, || !vm.has_ended());
         Ok((vm, client))
     })?;
