@@ -7,11 +7,12 @@
 use imago::FormatAccess;
 use imago::raw::Raw;
 
-use crate::host_file::HostFile;
-use crate::probe::probe_file;
-use crate::qcow2::{self, Header};
+use crate::formats::probe::probe_file;
+use crate::formats::qcow2::{self, Header};
+use crate::host::HostFile;
+use crate::host::lock;
 use crate::storage::ImageFile;
-use crate::{BackingFile, BlockError, ImageFormat, lock};
+use crate::{BackingFile, BlockError, ImageFormat};
 
 /// One image, examined but not opened yet.
 #[derive(Debug)]

@@ -9,21 +9,23 @@
 
 mod chain;
 mod error;
-mod host_file;
-mod lock;
+mod formats;
+mod host;
+mod in_flight;
+mod layer;
 mod open;
-mod probe;
-mod qcow2;
-mod raw;
+mod plan;
 mod snapshot;
+mod stack;
 mod storage;
 
 use std::fmt::Debug;
 use std::io;
 
 pub use error::BlockError;
+pub use formats::probe::{ImageFormat, probe};
 pub use open::{BackingFile, DiskOptions, ImageInfo, info, open, open_path};
-pub use probe::{ImageFormat, probe};
+pub use plan::{Access, Plan};
 pub use vm_memory::VolatileSlice;
 
 /// Bytes in one sector, the unit of [`BlockBackend::size`].
@@ -64,6 +66,22 @@ pub trait BlockBackend: Send + Sync + Debug {
     /// The data is durable only after a later [`flush`](Self::flush); before it, data may be lost
     /// even if no more than this process dies.
     fn write_vectored(&self, bufs: &[VolatileSlice<'_>], offset: u64) -> Result<(), BlockError>;
+
+    /// Tells how to do a read or write in place, where that can be told: into `plan`, which is
+    /// empty. Returns whether it did; if not, the request has to go through
+    /// [`read_vectored`](Self::read_vectored) or [`write_vectored`](Self::write_vectored).
+    ///
+    /// A planned write counts as returned for [`flush`](Self::flush) once its plan has ended.
+    fn plan(
+        &self,
+        access: Access,
+        offset: u64,
+        len: u64,
+        plan: &mut Plan,
+    ) -> Result<bool, BlockError> {
+        let _ = (access, offset, len, plan);
+        Ok(false)
+    }
 
     /// Makes every write that has returned durable, with the metadata needed to find it.
     fn flush(&self) -> Result<(), BlockError>;

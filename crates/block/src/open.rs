@@ -7,11 +7,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::chain::{Layer, open_backing};
-use crate::host_file::{HostFile, check_kind};
-use crate::qcow2::{self, Kind, Qcow2Disk};
-use crate::raw::RawDisk;
+use crate::formats::qcow2::{self, Kind, Qcow2Disk};
+use crate::formats::raw::RawDisk;
+use crate::host::lock;
+use crate::host::{HostFile, check_kind};
 use crate::storage::ImageFile;
-use crate::{BlockBackend, BlockError, ImageFormat, lock, snapshot};
+use crate::{BlockBackend, BlockError, ImageFormat, snapshot};
 
 /// One file below an image, always used read-only.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use imago::qcow2::Qcow2;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder};
 
-use crate::host_file::HostFile;
+use crate::host::HostFile;
 use crate::storage::ImageFile;
 use crate::{BlockError, SECTOR_SIZE};
 

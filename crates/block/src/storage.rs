@@ -13,8 +13,8 @@ use imago::storage::drivers::CommonStorageHelper;
 use imago::{Storage, StorageExt};
 use libc::iovec;
 
-use crate::host_file::HostFile;
-use crate::qcow2::WriteOrder;
+use crate::formats::qcow2::WriteOrder;
+use crate::host::HostFile;
 
 /// Where the version 3 header has the low byte of the incompatible features.
 const FEATURES_AT: u64 = 79;

@@ -28,7 +28,7 @@ use libc::iovec;
 
 use super::header::Header;
 use super::tables::{OFFSET_MASK, entries};
-use crate::host_file::HostFile;
+use crate::host::HostFile;
 
 /// Writes to tables that are kept back: bytes by their offset in the file.
 type Kept = BTreeMap<u64, Box<[u8]>>;

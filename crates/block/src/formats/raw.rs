@@ -9,7 +9,7 @@ use imago::StorageExt;
 use imago::io_buffers::{IoVector, IoVectorMut};
 use libc::iovec;
 
-use crate::host_file::Unflushed;
+use crate::host::Unflushed;
 use crate::storage::ImageFile;
 use crate::{
     BlockBackend, BlockError, Limits, SECTOR_SIZE, VolatileSlice, check_range, io_error, total_len,

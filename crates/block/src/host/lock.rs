@@ -14,8 +14,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
+use super::file::{HostFile, identity};
 use crate::BlockError;
-use crate::host_file::{HostFile, identity};
 
 const USED: libc::off_t = 100;
 const DENIED: libc::off_t = 200;

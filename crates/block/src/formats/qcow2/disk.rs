@@ -7,7 +7,7 @@ use imago::FormatAccess;
 use imago::io_buffers::{IoVector, IoVectorMut};
 
 use super::WriteOrder;
-use crate::host_file::Unflushed;
+use crate::host::Unflushed;
 use crate::storage::ImageFile;
 use crate::{
     BlockBackend, BlockError, Limits, SECTOR_SIZE, VolatileSlice, check_range, io_error, total_len,

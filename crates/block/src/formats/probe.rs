@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 
 use crate::BlockError;
-use crate::host_file::HostFile;
+use crate::host::HostFile;
 use crate::storage::ImageFile;
 
 /// How the bytes of an image file make up a disk.
