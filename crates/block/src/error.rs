@@ -53,6 +53,12 @@ pub enum BlockError {
         /// The image as the user named it.
         path: String,
     },
+    /// The name for a new image is taken.
+    #[error("{path:?} exists already; choose another name, or have it replaced")]
+    Exists {
+        /// The name as the user gave it.
+        path: String,
+    },
     /// The host denies access to an image.
     #[error("No permission to {access} disk image {path:?}; change its mode or owner{hint}")]
     Permission {

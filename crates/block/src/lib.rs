@@ -13,6 +13,7 @@ mod formats;
 mod host;
 mod in_flight;
 mod layer;
+mod new_file;
 mod open;
 mod plan;
 mod snapshot;
@@ -24,6 +25,7 @@ use std::io;
 
 pub use error::BlockError;
 pub use formats::probe::{ImageFormat, probe};
+pub use new_file::{Existing, NewFile};
 pub use open::{BackingFile, DiskOptions, ImageInfo, info, open, open_path};
 pub use plan::{Access, Plan};
 pub use vm_memory::VolatileSlice;

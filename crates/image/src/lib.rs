@@ -1,0 +1,1 @@
+//! Making, converting, checking and mending disk images: what `edgevmm image` does.
