@@ -7,8 +7,8 @@
 use imago::FormatAccess;
 use imago::raw::Raw;
 
+use crate::formats::imago_qcow2::{self as qcow2, Header};
 use crate::formats::probe::probe_file;
-use crate::formats::qcow2::{self, Header};
 use crate::host::HostFile;
 use crate::host::lock;
 use crate::storage::ImageFile;

@@ -20,6 +20,14 @@ pub enum BlockError {
     /// A write, discard or zeroing of a read-only disk.
     #[error("The disk is read-only")]
     ReadOnly,
+    /// The disk cannot do it at all.
+    #[error("Cannot {op} the disk: {reason}")]
+    Unsupported {
+        /// What was asked for, such as "resize".
+        op: &'static str,
+        /// Why not.
+        reason: &'static str,
+    },
     /// The host failed a request.
     #[error("Cannot {op} {len} bytes at offset {offset}")]
     Io {
@@ -121,6 +129,37 @@ pub enum BlockError {
         path: String,
         /// The first file given in excess.
         given: String,
+    },
+    /// An image keeps its data in another file that the user did not give.
+    #[error(
+        "Disk image {path:?} keeps its data in another file, {wanted:?}; a file an image names is \
+         never opened by itself, as it could be any file of the host: give data-file=PATH if it \
+         is wanted"
+    )]
+    DataFileNotGiven {
+        /// The image as the user named it.
+        path: String,
+        /// The file the image asks for.
+        wanted: String,
+    },
+    /// The user gave a data file to an image that has none, or no more.
+    #[error(
+        "Disk image {path:?} does not keep its data in {given:?}, which was given as its data \
+         file; leave it out"
+    )]
+    DataFileNotWanted {
+        /// The image as the user named it.
+        path: String,
+        /// The first file given in excess.
+        given: String,
+    },
+    /// The image has no such internal snapshot.
+    #[error("Disk image {path:?} has no internal snapshot with the ID or name {snapshot:?}")]
+    NoSnapshot {
+        /// The image as the user named it.
+        path: String,
+        /// What was asked for.
+        snapshot: String,
     },
     /// A backing file is not of the format expected.
     #[error("Backing file {path:?} is {found}, but {who} says it is {expected}; {hint}")]

@@ -13,6 +13,7 @@ mod formats;
 mod host;
 mod in_flight;
 mod layer;
+mod map;
 mod new_file;
 mod open;
 mod plan;
@@ -20,13 +21,23 @@ mod snapshot;
 mod stack;
 mod storage;
 
+/// qcow2 images by themselves: making, describing, checking and changing them.
+pub mod qcow2 {
+    pub use crate::formats::Backing;
+    pub use crate::formats::qcow2::{
+        CheckReport, Compression, CreateOptions, DataFile, DataFileName, Description, Extension,
+        Repair, Snapshot, check, create, describe, set_backing,
+    };
+}
+
 use std::fmt::Debug;
 use std::io;
 
 pub use error::BlockError;
 pub use formats::probe::{ImageFormat, probe};
+pub use map::{MapEntry, MapKind};
 pub use new_file::{Existing, NewFile};
-pub use open::{BackingFile, DiskOptions, ImageInfo, info, open, open_path};
+pub use open::{BackingFile, DataFile, DiskOptions, ImageInfo, info, open, open_path};
 pub use plan::{Access, Plan};
 pub use vm_memory::VolatileSlice;
 
@@ -85,6 +96,23 @@ pub trait BlockBackend: Send + Sync + Debug {
         Ok(false)
     }
 
+    /// Tells how the bytes from `offset` are stored and for how many of `len` (at least 1) that is
+    /// true.
+    ///
+    /// # Errors
+    ///
+    /// The range is past the end, or an image's tables make no sense. The default, for disks that
+    /// are no chain of images, says that all is data.
+    fn map(&self, offset: u64, len: u64) -> Result<MapEntry, BlockError> {
+        check_range(offset, len, self.size())?;
+        Ok(MapEntry {
+            kind: MapKind::Data,
+            len,
+            depth: 0,
+            host_offset: None,
+        })
+    }
+
     /// Makes every write that has returned durable, with the metadata needed to find it.
     fn flush(&self) -> Result<(), BlockError>;
 
@@ -94,6 +122,25 @@ pub trait BlockBackend: Send + Sync + Debug {
 
     /// Makes the range read as zeroes; `may_unmap` allows its space to be given back.
     fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<(), BlockError>;
+
+    /// Makes the disk larger; what is new reads as zeroes. It is durable once this returns.
+    fn resize(&self, new_size: u64) -> Result<(), BlockError> {
+        let _ = new_size;
+        Err(BlockError::Unsupported {
+            op: "resize",
+            reason: "its format or the way it is open does not allow it",
+        })
+    }
+
+    /// Writes one cluster's worth of `data` at `offset`, which is a multiple of it, compressed if
+    /// that makes it shorter. The last cluster of a disk may be shorter than the others.
+    fn write_compressed(&self, offset: u64, data: &[u8]) -> Result<(), BlockError> {
+        let _ = (offset, data);
+        Err(BlockError::Unsupported {
+            op: "compress data on",
+            reason: "only qcow2 images can have compressed data",
+        })
+    }
 }
 
 /// Checks that `len` bytes at `offset` lie within a disk of `size` bytes.

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::chain::{Layer, open_backing};
-use crate::formats::qcow2::{self, Kind, Qcow2Disk};
+use crate::formats::imago_qcow2::{self as qcow2, Kind, Qcow2Disk};
 use crate::formats::raw::RawDisk;
 use crate::host::lock;
 use crate::host::{HostFile, check_kind};
@@ -21,6 +21,17 @@ pub struct BackingFile {
     pub file: File,
     /// Its format; if absent, what the image above says, or else probed.
     pub format: Option<ImageFormat>,
+    /// Its name as the user gave it, for messages only.
+    pub path_hint: String,
+    /// The other files that its data is in, in the order in which it names them.
+    pub data_files: Vec<DataFile>,
+}
+
+/// A file that an image keeps data in beside its own, opened as the image is.
+#[derive(Debug)]
+pub struct DataFile {
+    /// The file.
+    pub file: File,
     /// Its name as the user gave it, for messages only.
     pub path_hint: String,
 }
@@ -40,6 +51,11 @@ pub struct DiskOptions {
     pub direct: bool,
     /// The files below the image, the nearest first.
     pub backing: Vec<BackingFile>,
+    /// The other files that the image's data is in, in the order in which it names them.
+    pub data_files: Vec<DataFile>,
+    /// Show one of the image's internal snapshots, by ID or name, instead of its present state;
+    /// implies `read_only`.
+    pub internal_snapshot: Option<String>,
     /// Keep every write in an unnamed temporary file that dies with the disk, in the directory
     /// that the environment names as `TMPDIR` or in `/var/tmp`; the image itself is only read.
     pub snapshot: bool,
@@ -55,6 +71,8 @@ impl DiskOptions {
             read_only: false,
             direct: false,
             backing: Vec::new(),
+            data_files: Vec::new(),
+            internal_snapshot: None,
             snapshot: false,
         }
     }
@@ -91,6 +109,7 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn BlockBackend>, BlockError> {
         direct,
         backing,
         snapshot,
+        ..
     } = options;
     let writable = !read_only && !snapshot;
     let file = HostFile::new(file, &path_hint, direct)?;

@@ -13,7 +13,7 @@ use imago::storage::drivers::CommonStorageHelper;
 use imago::{Storage, StorageExt};
 use libc::iovec;
 
-use crate::formats::qcow2::WriteOrder;
+use crate::formats::imago_qcow2::WriteOrder;
 use crate::host::HostFile;
 
 /// Where the version 3 header has the low byte of the incompatible features.

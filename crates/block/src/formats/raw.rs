@@ -4,12 +4,15 @@
 //! off, requests go through imago's storage layer, which realigns what the host would refuse.
 
 use std::io;
+use std::sync::Arc;
 
 use imago::StorageExt;
 use imago::io_buffers::{IoVector, IoVectorMut};
 use libc::iovec;
 
-use crate::host::Unflushed;
+use super::OpenLayer;
+use crate::host::{HostFile, Unflushed};
+use crate::layer::{Extent, Layer, Mapping};
 use crate::storage::ImageFile;
 use crate::{
     BlockBackend, BlockError, Limits, SECTOR_SIZE, VolatileSlice, check_range, io_error, total_len,
@@ -153,4 +156,55 @@ impl Drop for RawDisk {
             tracing::error!(disk = self.file.host().name(), error = ?err, "Final flush failed");
         }
     }
+}
+
+/// A raw image that is only read.
+#[derive(Debug)]
+struct RawLayer {
+    file: Arc<HostFile>,
+    size: u64,
+}
+
+impl Layer for RawLayer {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn map(&self, offset: u64, len: u64) -> io::Result<Mapping<'_>> {
+        let file = &self.file;
+        Ok(Mapping {
+            extent: Extent::Data { file, offset },
+            len,
+        })
+    }
+}
+
+/// As [`open_layer`](super::open_layer).
+pub fn open_layer(
+    file: Arc<HostFile>,
+    data_files: &[Arc<HostFile>],
+    snapshot: Option<&str>,
+) -> Result<OpenLayer, BlockError> {
+    let name = || file.name().to_owned();
+    if let Some(snapshot) = snapshot {
+        return Err(BlockError::NoSnapshot {
+            path: name(),
+            snapshot: snapshot.to_owned(),
+        });
+    }
+    if let Some(given) = data_files.first() {
+        return Err(BlockError::DataFileNotWanted {
+            path: name(),
+            given: given.name().to_owned(),
+        });
+    }
+    let size = file.len().map_err(|source| BlockError::File {
+        op: "examine",
+        path: name(),
+        source,
+    })?;
+    Ok(OpenLayer {
+        layer: Arc::new(RawLayer { file, size }),
+        backing: None,
+    })
 }

@@ -87,6 +87,7 @@ pub fn options(path: &Path, backing: &[&Path]) -> DiskOptions {
             file: open_path(path, false).unwrap(),
             format: None,
             path_hint: str(path).to_owned(),
+            data_files: Vec::new(),
         })
         .collect();
     options

@@ -63,6 +63,7 @@ pub fn open_disk(disk: &DiskConfig) -> Result<Arc<dyn BlockBackend>, StorageErro
             file,
             format: None,
             path_hint: hint(path),
+            data_files: Vec::new(),
         });
     }
     let options = DiskOptions {
