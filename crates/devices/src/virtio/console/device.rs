@@ -183,7 +183,12 @@ impl VirtioDevice for Console {
         let started = OnLoop::start(self.device_loop.clone(), handler);
         self.handler = Some(started.map_err(|(error, _)| error)?);
         if activation.features & FEATURE_SIZE != 0 {
-            lock(&self.terminal).notifier = Some(activation.notifier);
+            let mut terminal = lock(&self.terminal);
+            // Linux looks at the size only when it is told of a change.
+            if terminal.size != TerminalSize::default() {
+                activation.notifier.config();
+            }
+            terminal.notifier = Some(activation.notifier);
         }
         Ok(())
     }

@@ -134,16 +134,21 @@ fn a_resize_changes_the_config_space() {
         rows: 50,
     };
     let resizer = rig.console.resizer();
+    assert_eq!(
+        rig.notifier.log().config,
+        1,
+        "there is a size from the start"
+    );
     resizer.resize(size);
     resizer.resize(size);
-    assert_eq!(rig.notifier.log().config, 1);
+    assert_eq!(rig.notifier.log().config, 2);
     let mut space = [0xff; 14];
     rig.console.read_config(0, &mut space);
     assert_eq!(space, [132, 0, 50, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]);
     assert_eq!(rig.console.state(), ConsoleState { size });
     rig.console.deactivate();
     resizer.resize(TerminalSize::default());
-    assert_eq!(rig.notifier.log().config, 1, "no driver to tell");
+    assert_eq!(rig.notifier.log().config, 2, "no driver to tell");
 }
 
 #[test]
