@@ -11,7 +11,9 @@ use edgevmm_vmm::boot::BootError;
 use edgevmm_vmm::console::ends;
 use edgevmm_vmm::lifecycle::Handle;
 use edgevmm_vmm::machine::BuildError;
+use edgevmm_vmm::service::{Resizer, resize};
 use edgevmm_vmm::{Started, VmmError};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::doctor;
 use crate::escape::{Escape, Typed};
@@ -105,10 +107,17 @@ struct Terminal {
 impl Terminal {
     fn attach(started: Started) -> io::Result<Self> {
         let Started {
-            handle, console, ..
+            handle,
+            console,
+            resizer,
+            ..
         } = started;
         let stdin = Stream::stdin()?;
         let raw = RawMode::enter()?;
+        if let Some(resizer) = resizer {
+            let changes = signal(SignalKind::window_change())?;
+            tokio::spawn(follow_size(changes, resizer));
+        }
         let output = ends::copy_output(&console, Stream::stdout()?).map_err(io::Error::other)?;
         if raw.is_some() {
             term::notice("Ctrl-A x powers the machine off, Ctrl-A h shows help");
@@ -130,6 +139,18 @@ impl Terminal {
             drop(raw);
             // The guest rarely ends on a line of its own.
             term::tell("");
+        }
+    }
+}
+
+/// Tells the guest the terminal's size, now and after each change.
+async fn follow_size(mut changes: Signal, resizer: Resizer) {
+    loop {
+        if let Some(size) = term::size() {
+            resize(&resizer, size);
+        }
+        if changes.recv().await.is_none() {
+            return;
         }
     }
 }

@@ -10,7 +10,8 @@ use edgevmm_api::v1::machine_server::{Machine as MachineApi, MachineServer};
 use edgevmm_api::v1::{
     self, ConsoleAccess, ConsoleRequest, ConsoleResponse, console_request, console_response,
 };
-use edgevmm_devices::virtio::console::{Resizer, TerminalSize};
+pub use edgevmm_devices::virtio::console::Resizer;
+use edgevmm_devices::virtio::console::TerminalSize;
 use tokio::net::UnixListener;
 use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 use tokio_stream::Stream;
@@ -283,8 +284,8 @@ impl MachineApi for Service {
         let output = send_output(self.console.reader(history), sender.clone());
         let resizer = self.resizer.clone();
         let may_write = access != ConsoleAccess::ReadOnly;
-        if let Some(size) = open.size.filter(|_| may_write) {
-            resize(resizer.as_ref(), size);
+        if let (Some(resizer), Some(size)) = (&resizer, open.size.filter(|_| may_write)) {
+            resize(resizer, size);
         }
         let input = take_input(requests, Arc::clone(&self.console), resizer, access);
         tokio::spawn(async move {
@@ -363,7 +364,10 @@ async fn take_input(
             }
             Some(console_request::Kind::Input(bytes)) => type_in(&console, &bytes).await,
             Some(console_request::Kind::Resize(size)) if access != ConsoleAccess::ReadOnly => {
-                resize(resizer.as_ref(), size);
+                // A serial port has no way to tell the guest.
+                if let Some(resizer) = &resizer {
+                    resize(resizer, size);
+                }
             }
             Some(console_request::Kind::Resize(_)) | None => {}
             Some(console_request::Kind::Open(_)) => {
@@ -373,13 +377,11 @@ async fn take_input(
     }
 }
 
-/// Tells the guest the size of a client's terminal. A serial port has no way to.
-fn resize(resizer: Option<&Resizer>, size: v1::TerminalSize) {
+/// Tells the guest the size of a user's terminal.
+pub fn resize(resizer: &Resizer, size: v1::TerminalSize) {
     let clamp = |value| u16::try_from(value).unwrap_or(u16::MAX);
-    if let Some(resizer) = resizer {
-        let (columns, rows) = (clamp(size.columns), clamp(size.rows));
-        resizer.resize(TerminalSize { columns, rows });
-    }
+    let (columns, rows) = (clamp(size.columns), clamp(size.rows));
+    resizer.resize(TerminalSize { columns, rows });
 }
 
 async fn type_in(console: &ConsoleHub, mut bytes: &[u8]) {
