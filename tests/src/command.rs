@@ -1,6 +1,13 @@
 //! A command and its outcome, the same for this machine and the lab.
 
 use anyhow::{Result, ensure};
+use xtask::lab::WindowSize;
+
+/// The size of a terminal to begin with.
+pub(crate) const TERMINAL: WindowSize = WindowSize {
+    rows: 24,
+    columns: 80,
+};
 
 /// A command for a [`crate::Host`].
 #[derive(Debug, Clone)]
@@ -49,7 +56,7 @@ impl Command {
         self
     }
 
-    /// Gives it a terminal, on which stdout and stderr become one.
+    /// Gives it a terminal of 24 rows and 80 columns, on which stdout and stderr become one.
     #[must_use]
     pub fn on_terminal(mut self) -> Self {
         self.terminal = true;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use crate::command::{Command, Output};
 use crate::host::{Host, Limit};
 use crate::process::Process;
-use crate::{Image, image};
+use crate::{Image, WindowSize, image};
 
 /// Tells the answers to commands apart, also those of earlier attachments to the same console.
 static COMMANDS: AtomicU32 = AtomicU32::new(0);
@@ -177,6 +177,14 @@ impl<'h> Guest<'h> {
             "`{command}` in the guest ended with {code}: {said}"
         );
         Ok(said)
+    }
+
+    /// Changes the size of the terminal that `edgevmm` runs on.
+    ///
+    /// # Errors
+    /// It has none, or has ended.
+    pub fn resize(&self, size: WindowSize) -> Result<()> {
+        self.process.resize(size)
     }
 
     /// Sends `edgevmm` a signal, by number.

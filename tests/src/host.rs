@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 use xtask::kvm::{KvmVerdict, host_kvm_runs_stock_kernels};
-use xtask::lab::{self, Lab, Machine, Options, TimedOut, WindowSize};
+use xtask::lab::{self, Lab, Machine, Options, TimedOut};
 
-use crate::command::{Command, Output};
+use crate::command::{Command, Output, TERMINAL};
 use crate::process::Process;
 use crate::slots::Slot;
 use crate::{binary, native, prepare};
@@ -303,11 +303,7 @@ impl Host {
             .iter()
             .fold(inside, |inside, (name, value)| inside.env(name, value));
         if command.terminal {
-            let size = WindowSize {
-                rows: 24,
-                columns: 80,
-            };
-            inside.terminal(size)
+            inside.terminal(TERMINAL)
         } else {
             inside
         }

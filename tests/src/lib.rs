@@ -24,6 +24,7 @@ pub use host::{Host, Limit};
 pub use prepare::image;
 pub use process::Process;
 pub use xtask::images::{Image, Images};
+pub use xtask::lab::WindowSize;
 
 /// Runs a test where guests boot.
 ///

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,11 +10,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::pty::openpty;
+use nix::libc;
+use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use crate::command::Output;
+use xtask::lab::WindowSize;
+
+use crate::command::{Output, TERMINAL};
 
 /// What is known of a command; its threads add to it.
 #[derive(Debug, Default)]
@@ -72,7 +75,7 @@ impl Running {
         command.process_group(0);
         let mut streams = Vec::new();
         let stdin = if terminal {
-            let pair = openpty(None, None).context("Cannot make a terminal")?;
+            let pair = openpty(&winsize(TERMINAL), None).context("Cannot make a terminal")?;
             command
                 .stdin(pair.slave.try_clone()?)
                 .stdout(pair.slave.try_clone()?)
@@ -141,6 +144,17 @@ impl Running {
         Ok(killpg(self.group, Signal::try_from(number)?)?)
     }
 
+    pub(crate) fn resize(&self, size: WindowSize) -> Result<()> {
+        nix::ioctl_write_ptr_bad!(set_window_size, libc::TIOCSWINSZ, libc::winsize);
+        let stdin = self.stdin.lock().unwrap_or_else(PoisonError::into_inner);
+        let terminal = stdin.as_ref().context("The command's stdin is closed")?;
+        let size = winsize(size);
+        // SAFETY: TIOCSWINSZ reads one winsize, which lives through the call.
+        unsafe { set_window_size(terminal.as_raw_fd(), &raw const size) }?;
+        // The terminal is not the command's controlling one, which would have the kernel do this.
+        Ok(killpg(self.group, Signal::SIGWINCH)?)
+    }
+
     pub(crate) fn stdout(&self) -> String {
         String::from_utf8_lossy(&self.state.lock().stdout).into_owned()
     }
@@ -189,6 +203,15 @@ impl Drop for Running {
         if self.state.lock().code.is_none() {
             let _ = killpg(self.group, Signal::SIGKILL);
         }
+    }
+}
+
+fn winsize(size: WindowSize) -> Winsize {
+    Winsize {
+        ws_row: size.rows,
+        ws_col: size.columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use xtask::lab::{self, Lab};
+use xtask::lab::{self, Lab, WindowSize};
 
 use crate::command::Output;
 use crate::host::tail;
@@ -67,6 +67,17 @@ impl<'h> Process<'h> {
         match &self.running {
             Running::Native(running) => running.signal(number),
             Running::Lab(_, running) => running.signal(number),
+        }
+    }
+
+    /// Changes the size of its terminal.
+    ///
+    /// # Errors
+    /// It has none, or has ended.
+    pub fn resize(&self, size: WindowSize) -> Result<()> {
+        match &self.running {
+            Running::Native(running) => running.resize(size),
+            Running::Lab(_, running) => running.resize(size),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The console: attached to and left again, and never in the guest's way.
 
 use anyhow::{Result, ensure};
-use edgevmm_e2e::{Command, Guest, Host, Limit, SMALL, on_host};
+use edgevmm_e2e::{Command, Guest, Host, Limit, SMALL, WindowSize, on_host};
 
 fn detached(host: &Host, name: &str) -> Result<Vec<String>> {
     let mut arguments = Guest::shell_arguments(host, "")?;
@@ -58,6 +58,48 @@ fn attaching_shows_history_and_detaching_leaves_the_guest() -> Result<()> {
         host.ok(&host.edgevmm(["wait", "vm"]))?;
         Ok(())
     })
+}
+
+/// A virtio console tells the guest the size of the terminal, of an attached one and of the one that
+/// `edgevmm run` is on, also when it was there before the guest's driver.
+#[test]
+fn the_guest_sees_the_size_of_the_terminal() -> Result<()> {
+    on_host(|host| {
+        let mut arguments = Guest::shell_arguments(host, "console=hvc0")?;
+        arguments.extend(SMALL.map(String::from));
+        let console = ["--console", "stdio,device=virtio"].map(String::from);
+        let run = host.edgevmm(arguments.iter().chain(&console)).on_terminal();
+        let mut front = Guest::of(host, &run)?;
+        check_sizes(&mut front)?;
+        front.type_in("poweroff -f\n")?;
+        front.end(Limit::Boot)?.expect_code(0)?;
+
+        let detached = [
+            "--console",
+            "none,device=virtio",
+            "--detach",
+            "--name",
+            "vm",
+        ];
+        arguments.extend(detached.map(String::from));
+        host.ok(&host.edgevmm(arguments))?;
+        let console = host.edgevmm(["console", "vm"]).on_terminal();
+        let mut attached = Guest::of(host, &console)?;
+        check_sizes(&mut attached)?;
+        host.ok(&host.edgevmm(["kill", "vm"]))?;
+        Ok(())
+    })
+}
+
+fn check_sizes(guest: &mut Guest<'_>) -> Result<()> {
+    guest.expect_shell()?;
+    ensure!(guest.sh("stty size")? == "24 80");
+    guest.resize(WindowSize {
+        rows: 33,
+        columns: 101,
+    })?;
+    guest.sh("until test \"$(stty size)\" = '33 101'; do usleep 50000; done")?;
+    Ok(())
 }
 
 /// stdin is at its end from the begin, and stdout a pipe that is full: neither stops the guest.

@@ -15,6 +15,10 @@ mount -t devtmpfs dev /dev 2>/dev/null
 mkdir -p /dev/pts
 mount -t devpts devpts /dev/pts
 while read -r module; do insmod "/modules/$module" 2>/dev/null; done < /modules/order
+case " $line " in
+# A module has its driver, so the kernel had no console of that name to give to init.
+*" console=hvc0 "*) exec </dev/hvc0 >/dev/hvc0 2>&1 ;;
+esac
 ifconfig lo up
 for device in /sys/class/net/e*; do
     [ -e "$device" ] || continue
