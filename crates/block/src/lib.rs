@@ -16,6 +16,7 @@ mod layer;
 mod map;
 mod new_file;
 mod open;
+mod paths;
 mod plan;
 mod snapshot;
 mod stack;
@@ -38,6 +39,7 @@ pub use formats::probe::{ImageFormat, probe};
 pub use map::{MapEntry, MapKind};
 pub use new_file::{Existing, NewFile};
 pub use open::{BackingFile, DataFile, DiskOptions, ImageInfo, info, open, open_path};
+pub use paths::DiskPaths;
 pub use plan::{Access, Plan};
 pub use vm_memory::VolatileSlice;
 

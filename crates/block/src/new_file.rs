@@ -103,6 +103,26 @@ impl NewFile {
         &self.file
     }
 
+    /// Another handle of it.
+    ///
+    /// # Errors
+    ///
+    /// The process has too many files open.
+    pub fn clone_file(&self) -> Result<File, BlockError> {
+        self.file.try_clone().map_err(failed("open", &self.path))
+    }
+
+    /// Cuts it or makes it longer, by a hole.
+    ///
+    /// # Errors
+    ///
+    /// The host's filesystem has no such long files.
+    pub fn set_len(&self, len: u64) -> Result<(), BlockError> {
+        self.file
+            .set_len(len)
+            .map_err(failed("set the length of", &self.path))
+    }
+
     /// Its name once it is complete.
     pub fn path(&self) -> &Path {
         &self.path
