@@ -1,8 +1,14 @@
 //! Files and block devices of the host, and guest memory as the kernel is told of it.
+//!
+//! This is the only room of the crate that hands memory to the kernel.
 
+mod direct;
 mod file;
+mod flush;
 pub mod lock;
 mod memory;
+mod transfer;
 
-pub use file::{HostFile, Unflushed, check_kind};
+pub use file::{HostFile, check_kind};
+pub use flush::Unflushed;
 pub use memory::Window;
