@@ -28,11 +28,18 @@ impl Layer {
     pub fn new(file: ImageFile, format: Option<ImageFormat>) -> Result<Self, BlockError> {
         let format = match format {
             Some(format) => format,
-            None => probe_file(&file)?,
+            None => probe_file(file.host())?,
         };
         let header = match format {
             ImageFormat::Raw => None,
             ImageFormat::Qcow2 => Some(qcow2::read_header(&file)?),
+            _ => {
+                return Err(BlockError::UnsupportedFormat {
+                    path: file.host().name().to_owned(),
+                    format: "an image of another hypervisor",
+                    hint: "convert it with `qemu-img convert -O qcow2`",
+                });
+            }
         };
         Ok(Self { file, header })
     }
@@ -127,7 +134,7 @@ fn backing_format(
         Some("raw" | "file" | "host_device") => Some(ImageFormat::Raw),
         Some("qcow2") => Some(ImageFormat::Qcow2),
         Some(other) => {
-            let found = given.map_or_else(|| probe_file(file), Ok)?;
+            let found = given.map_or_else(|| probe_file(file.host()), Ok)?;
             return Err(mismatch(
                 found,
                 "the image above it",
@@ -149,7 +156,7 @@ fn backing_format(
     if named == Some(ImageFormat::Raw) {
         return Ok(ImageFormat::Raw);
     }
-    let found = probe_file(file)?;
+    let found = probe_file(file.host())?;
     let (who, expected) = match (named, given) {
         (Some(named), _) => ("the image above it", named),
         (None, Some(given)) => ("its format option", given),

@@ -109,6 +109,17 @@ pub enum BlockError {
         /// What is wrong and, where there is a remedy, what to do.
         reason: String,
     },
+    /// An image of another hypervisor breaks its format's rules or uses a feature that is not
+    /// supported.
+    #[error("Cannot use {format} image {path:?}: {reason}")]
+    Unusable {
+        /// Its format.
+        format: ImageFormat,
+        /// The image as the user named it.
+        path: String,
+        /// What is wrong and, where there is a remedy, what to do.
+        reason: String,
+    },
     /// An image names a file below it that the user did not give.
     #[error(
         "Disk image {path:?} asks for the backing file {wanted:?}; a file an image names is never \

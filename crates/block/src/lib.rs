@@ -36,6 +36,7 @@ use std::io;
 
 pub use error::BlockError;
 pub use formats::probe::{ImageFormat, probe};
+pub use formats::vmdk::vmdk_data_files;
 pub use map::{MapEntry, MapKind};
 pub use new_file::{Existing, NewFile};
 pub use open::{BackingFile, DataFile, DiskOptions, ImageInfo, info, open, open_path};

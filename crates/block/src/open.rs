@@ -215,7 +215,7 @@ pub fn open_path(path: &Path, writable: bool) -> Result<File, BlockError> {
 }
 
 /// Explains why a path could not be opened.
-fn open_error(path: &Path, name: String, writable: bool, err: io::Error) -> BlockError {
+pub fn open_error(path: &Path, name: String, writable: bool, err: io::Error) -> BlockError {
     match err.kind() {
         io::ErrorKind::NotFound => BlockError::Missing { path: name },
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {

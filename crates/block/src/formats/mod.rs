@@ -1,9 +1,19 @@
 //! Image formats.
 
+mod blocks;
+mod foreign;
 pub mod imago_qcow2;
+mod ova;
+mod pages;
 pub mod probe;
 pub mod qcow2;
+mod range;
 pub mod raw;
+mod refusal;
+mod vdi;
+mod vhd;
+mod vhdx;
+pub mod vmdk;
 
 use std::sync::Arc;
 
@@ -12,7 +22,7 @@ use crate::layer::Layer;
 use crate::{BlockError, ImageFormat};
 
 /// The file below an image, as the image names it; nothing has opened or looked for it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Backing {
     /// Its name.
     pub name: String,
@@ -46,5 +56,6 @@ pub fn open_layer(
     match format {
         ImageFormat::Raw => raw::open_layer(file, &data_files, snapshot),
         ImageFormat::Qcow2 => qcow2::open_layer(file, data_files, snapshot),
+        _ => foreign::open_layer(format, file, &data_files, snapshot),
     }
 }

@@ -3,10 +3,12 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 
+use super::range::FileRange;
+use super::{ova, vdi, vhd, vhdx};
 use crate::BlockError;
 use crate::host::HostFile;
-use crate::storage::ImageFile;
 
 /// How the bytes of an image file make up a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -16,19 +18,74 @@ pub enum ImageFormat {
     Raw,
     /// QEMU copy-on-write, versions 2 and 3.
     Qcow2,
+    /// VMware: a sparse disk, or a descriptor of a disk in other files.
+    Vmdk,
+    /// An OVF archive of one or more disks.
+    Ova,
+    /// Virtual PC and Hyper-V, first generation.
+    Vhd,
+    /// Hyper-V.
+    Vhdx,
+    /// VirtualBox.
+    Vdi,
+}
+
+impl ImageFormat {
+    const ALL: [Self; 7] = [
+        Self::Raw,
+        Self::Qcow2,
+        Self::Vmdk,
+        Self::Ova,
+        Self::Vhd,
+        Self::Vhdx,
+        Self::Vdi,
+    ];
+
+    /// The name by which qcow2 images, and QEMU's tools, call it.
+    #[must_use]
+    pub fn qemu_name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+            Self::Vmdk => "vmdk",
+            // QEMU reads none.
+            Self::Ova => "ova",
+            Self::Vhd => "vpc",
+            Self::Vhdx => "vhdx",
+            Self::Vdi => "vdi",
+        }
+    }
+
+    /// The format that [`qemu_name`](Self::qemu_name) tells of.
+    #[must_use]
+    pub fn from_qemu_name(name: &str) -> Option<Self> {
+        // Names of protocols, which old versions wrote for raw files and devices.
+        if ["file", "host_device"].contains(&name) {
+            return Some(Self::Raw);
+        }
+        Self::ALL
+            .into_iter()
+            .find(|format| format.qemu_name() == name)
+    }
+
+    /// Whether disks of it can be written; others need an image on top for that.
+    #[must_use]
+    pub fn is_writable(self) -> bool {
+        matches!(self, Self::Raw | Self::Qcow2)
+    }
 }
 
 impl fmt::Display for ImageFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
+            Self::Vhd => "vhd",
+            other => other.qemu_name(),
         })
     }
 }
 
-/// Bytes looked at; the last magic ends at byte 68.
-const HEAD_LEN: usize = 512;
+/// Bytes looked at, but for archives; the last magic ends at byte 262.
+pub const HEAD_LEN: usize = 512;
 
 const CONVERT: &str = "convert it with `qemu-img convert -O qcow2`, or give format=raw if these \
                        bytes are the disk itself";
@@ -37,12 +94,7 @@ const UNPACK: &str = "unpack it first, or give format=raw if these bytes are the
 /// Formats recognised only to be refused: offset and bytes of the magic, the name, what to do.
 const UNSUPPORTED: &[(usize, &[u8], &str, &str)] = &[
     (0, b"QFI\xfb\0\0\0\x01", "a qcow version 1 image", CONVERT),
-    (0, b"KDMV", "a VMDK image", CONVERT),
-    (0, b"COWD", "a VMDK image", CONVERT),
-    (0, b"# Disk DescriptorFile", "a VMDK descriptor", CONVERT),
-    (0, b"conectix", "a VHD image", CONVERT),
-    (0, b"vhdxfile", "a VHDX image", CONVERT),
-    (64, b"\x7f\x10\xda\xbe", "a VDI image", CONVERT),
+    (0, b"COWD", "a VMDK image of the old ESX kind", CONVERT),
     (0, b"QED\0", "a QED image", CONVERT),
     (0, b"LUKS\xba\xbe", "a LUKS-encrypted image", CONVERT),
     (0, b"\x1f\x8b\x08", "compressed with gzip", UNPACK),
@@ -50,6 +102,22 @@ const UNSUPPORTED: &[(usize, &[u8], &str, &str)] = &[
     (0, b"\x28\xb5\x2f\xfd", "compressed with zstd", UNPACK),
     (0, b"BZh", "compressed with bzip2", UNPACK),
 ];
+
+/// Formats by offset and bytes of their magic.
+///
+/// A fixed VHD is not among them: it is a raw disk but for its last sector, and whoever writes to
+/// a raw disk may put anything there. The copy of that sector at the start is of dynamic ones.
+const SUPPORTED: &[(usize, &[u8], ImageFormat)] = &[
+    (0, b"QFI\xfb", ImageFormat::Qcow2),
+    (0, super::vmdk::SPARSE_MAGIC, ImageFormat::Vmdk),
+    (0, super::vmdk::DESCRIPTOR_MAGIC, ImageFormat::Vmdk),
+    (0, vhd::COOKIE, ImageFormat::Vhd),
+    (0, vhdx::MAGIC, ImageFormat::Vhdx),
+    (vdi::MAGIC_AT, &vdi::MAGIC, ImageFormat::Vdi),
+];
+
+/// Where a tar archive has its magic, and that.
+const TAR: (usize, &[u8]) = (257, b"ustar");
 
 /// Tells an image's format by its content.
 ///
@@ -68,42 +136,53 @@ pub fn probe(file: &File) -> Result<ImageFormat, BlockError> {
         source,
     };
     let file = HostFile::new(file.try_clone().map_err(failed)?, "image", false)?;
-    probe_file(&ImageFile::new(file))
+    probe_file(&Arc::new(file))
 }
 
 /// [`probe`], with the image's name in its errors.
-pub fn probe_file(file: &ImageFile) -> Result<ImageFormat, BlockError> {
+pub fn probe_file(file: &Arc<HostFile>) -> Result<ImageFormat, BlockError> {
     let failed = |source: io::Error| BlockError::File {
         op: "read",
-        path: file.host().name().into(),
+        path: file.name().into(),
         source,
     };
-    let len = file.host().len().map_err(failed)?;
-    if len == 0 {
+    let range = FileRange::whole(Arc::clone(file)).map_err(failed)?;
+    if range.len() == 0 {
         return Err(BlockError::Empty {
-            path: file.host().name().into(),
+            path: file.name().into(),
         });
     }
     let mut head = [0; HEAD_LEN];
-    let present = usize::try_from(len).unwrap_or(HEAD_LEN).min(HEAD_LEN);
-    file.read_exact(&mut head[..present], 0).map_err(failed)?;
-    probe_head(&head).map_err(|(format, hint)| BlockError::UnsupportedFormat {
-        path: file.host().name().into(),
+    let present = usize::try_from(range.len())
+        .unwrap_or(HEAD_LEN)
+        .min(HEAD_LEN);
+    range.read(&mut head[..present], 0).map_err(failed)?;
+    let format = probe_head(&head).map_err(|(format, hint)| BlockError::UnsupportedFormat {
+        path: file.name().into(),
         format,
         hint,
-    })
+    })?;
+    // A tar archive of something else, or a damaged one, is as raw as any other data.
+    if format == ImageFormat::Raw
+        && head[TAR.0..].starts_with(TAR.1)
+        && ova::is_ova(range).unwrap_or(false)
+    {
+        return Ok(ImageFormat::Ova);
+    }
+    Ok(format)
 }
 
-fn probe_head(head: &[u8; HEAD_LEN]) -> Result<ImageFormat, (&'static str, &'static str)> {
+/// [`probe`] for an image that begins with `head` and is no archive.
+pub fn probe_head(head: &[u8; HEAD_LEN]) -> Result<ImageFormat, (&'static str, &'static str)> {
     for &(at, magic, name, hint) in UNSUPPORTED {
         if head[at..].starts_with(magic) {
             return Err((name, hint));
         }
     }
-    if head.starts_with(b"QFI\xfb") {
-        return Ok(ImageFormat::Qcow2);
-    }
-    Ok(ImageFormat::Raw)
+    let found = SUPPORTED
+        .iter()
+        .find(|(at, magic, _)| head[*at..].starts_with(magic));
+    Ok(found.map_or(ImageFormat::Raw, |&(_, _, format)| format))
 }
 
 #[cfg(test)]
@@ -127,15 +206,22 @@ mod tests {
     }
 
     #[test]
-    fn takes_anything_else_for_raw() {
-        assert_eq!(
-            probe_head(&head(0, b"QFI\xfb\0\0\0\x03")),
-            Ok(ImageFormat::Qcow2)
-        );
-        assert_eq!(
-            probe_head(&head(1, b"QFI\xfb\0\0\0\x03")),
-            Ok(ImageFormat::Raw)
-        );
+    fn knows_the_others() {
+        for &(at, magic, format) in SUPPORTED {
+            assert_eq!(probe_head(&head(at, magic)), Ok(format));
+            assert_eq!(probe_head(&head(at + 1, magic)), Ok(ImageFormat::Raw));
+        }
         assert_eq!(probe_head(&head(510, b"\x55\xaa")), Ok(ImageFormat::Raw));
+    }
+
+    #[test]
+    fn names_lead_back_to_formats() {
+        for format in ImageFormat::ALL {
+            assert_eq!(
+                ImageFormat::from_qemu_name(format.qemu_name()),
+                Some(format)
+            );
+        }
+        assert_eq!(ImageFormat::from_qemu_name("vhd"), None);
     }
 }
