@@ -71,6 +71,32 @@ impl HostFile {
         })
     }
 
+    /// [`Self::read_at`] for memory of this process.
+    ///
+    /// # Errors
+    /// The host fails the request.
+    pub fn read_buf(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let vec = iovec {
+            iov_base: buf.as_mut_ptr().cast(),
+            iov_len: buf.len(),
+        };
+        // SAFETY: the buffer is borrowed mutably until this returns.
+        unsafe { self.read_at(std::iter::once(vec), offset) }
+    }
+
+    /// [`Self::write_at`] for memory of this process.
+    ///
+    /// # Errors
+    /// The host fails the request.
+    pub fn write_buf(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let vec = iovec {
+            iov_base: buf.as_ptr().cast_mut().cast(),
+            iov_len: buf.len(),
+        };
+        // SAFETY: the buffer is borrowed until this returns, and only read.
+        unsafe { self.write_at(std::iter::once(vec), offset) }
+    }
+
     /// # Safety
     ///
     /// As for [`Self::read_at`].
