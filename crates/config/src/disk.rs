@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ByteSize;
+
 /// A disk image.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -26,6 +28,24 @@ pub struct DiskConfig {
     /// refused unless its chain is given here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub backing: Vec<PathBuf>,
+    /// Further files that the image's data is in, in the order in which it names them: the external
+    /// data file of a qcow2, the extents of a VMDK. Like backing files, they are only used if given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub data_file: Vec<PathBuf>,
+    /// The disk in an OVA archive of several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<String>,
+    /// ID or name of an internal snapshot of a qcow2, to be read in place of its present state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub internal_snapshot: Option<String>,
+    /// File that keeps what the guest writes, over the image, which stays as it is. Made when it
+    /// is not there yet. With `ro` or `snapshot` it is only read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<PathBuf>,
+    /// Size of the disk with its overlay, which may be larger than the image. As large as the
+    /// image when absent; an overlay that is there grows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay_size: Option<ByteSize>,
     /// Guest writes go to a throw-away overlay; the image stays as it is.
     #[serde(default)]
     pub snapshot: bool,
@@ -45,6 +65,57 @@ impl DiskConfig {
             ..Self::default()
         }
     }
+
+    /// Which image the disk is made of, and how it is read.
+    #[must_use]
+    pub fn image(&self) -> ImageConfig {
+        let Self {
+            path,
+            format,
+            backing,
+            data_file,
+            member,
+            internal_snapshot,
+            ..
+        } = self.clone();
+        ImageConfig {
+            path,
+            format,
+            backing,
+            data_file,
+            member,
+            internal_snapshot,
+        }
+    }
+
+    /// Whether the guest's writes go into the image itself.
+    #[must_use]
+    pub fn is_written(&self) -> bool {
+        !self.ro && !self.snapshot && self.overlay.is_none()
+    }
+}
+
+/// An image by itself, as the tools for images take it. The keys are those of [`DiskConfig`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageConfig {
+    /// Image file or block device.
+    pub path: PathBuf,
+    /// Format; found from the content when absent.
+    #[serde(default)]
+    pub format: Option<DiskFormat>,
+    /// Backing files from the nearest to the base.
+    #[serde(default)]
+    pub backing: Vec<PathBuf>,
+    /// Further files that the image's data is in.
+    #[serde(default)]
+    pub data_file: Vec<PathBuf>,
+    /// The disk in an OVA archive of several.
+    #[serde(default)]
+    pub member: Option<String>,
+    /// ID or name of an internal snapshot of a qcow2.
+    #[serde(default)]
+    pub internal_snapshot: Option<String>,
 }
 
 /// A disk image format.
@@ -55,4 +126,14 @@ pub enum DiskFormat {
     Raw,
     /// QEMU copy-on-write 2 and 3.
     Qcow2,
+    /// VMware's disks. They are only read, as are all that follow.
+    Vmdk,
+    /// Archives of machines.
+    Ova,
+    /// Virtual PC's disks and Hyper-V's of the first generation.
+    Vhd,
+    /// Hyper-V's disks.
+    Vhdx,
+    /// VirtualBox's disks.
+    Vdi,
 }

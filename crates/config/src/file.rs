@@ -127,7 +127,10 @@ impl VmConfig {
     /// All paths of host files.
     fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         let disks = self.disks.iter_mut();
-        let disks = disks.flat_map(|disk| disk.backing.iter_mut().chain([&mut disk.path]));
+        let disks = disks.flat_map(|disk| {
+            let files = disk.backing.iter_mut().chain(&mut disk.data_file);
+            files.chain(&mut disk.overlay).chain([&mut disk.path])
+        });
         let boot = &mut self.boot;
         let boot = [&mut boot.kernel, &mut boot.initrd, &mut boot.bios];
         let seed = self.cloud_init.iter_mut();

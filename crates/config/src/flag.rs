@@ -130,6 +130,7 @@ impl_flag! {
     crate::CpuConfig: "count",
     crate::MemoryConfig: "size",
     crate::DiskConfig: "path",
+    crate::ImageConfig: "path",
     crate::NetConfig: "type",
 }
 

@@ -1,12 +1,16 @@
 //! What must hold of a machine as a whole. Nothing here looks at the host.
 
+mod disk;
+
 use std::collections::HashSet;
 use std::hash::Hash;
 use std::path::{Path, PathBuf};
 
+use disk::{MAX_QUEUES, MAX_SERIAL, check_disks};
+
 use crate::{
-    ByteSize, CloudInitConfig, ConsoleOutput, DiskConfig, DiskFormat, NameError, NetBackendConfig,
-    NetConfig, PortForward, TopologyError, VmConfig, check_name,
+    ByteSize, CloudInitConfig, ConsoleOutput, NameError, NetBackendConfig, NetConfig, PortForward,
+    TopologyError, VmConfig, check_name,
 };
 
 /// PCI devices that fit a machine, beside its bridges.
@@ -15,16 +19,12 @@ const MAX_PCI_DEVICES: usize = 28;
 const FIXED_PCI_DEVICES: usize = 2;
 /// Least memory with which SeaBIOS and a kernel start.
 const MIN_MEMORY: ByteSize = ByteSize::mib(16);
-/// Longest serial number of a virtio disk, in bytes.
-const MAX_DISK_SERIAL: usize = 20;
 /// Longest serial number of the machine, in bytes; far below what SMBIOS can hold.
 const MAX_SYSTEM_SERIAL: usize = 64;
 /// Longest name of a network interface of Linux, in bytes.
 const MAX_INTERFACE_NAME: usize = 15;
 /// Longest command line of an x86 Linux kernel, in bytes.
 const MAX_CMDLINE: usize = 2047;
-/// Most request queues of a disk.
-const MAX_DISK_QUEUES: u16 = 16;
 
 /// Why a configuration describes no machine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -67,9 +67,38 @@ pub enum ConfigError {
          copy the image", .0.display()
     )]
     SharedDisk(PathBuf),
+    /// Two disks share an overlay that one of them writes to.
+    #[error(
+        "The overlay {} is there twice, and both disks would write over each other: give each its \
+         own", .0.display()
+    )]
+    SharedOverlay(PathBuf),
+    /// An internal snapshot would be written.
+    #[error(
+        "The internal snapshot of disk {} can only be read: add `ro`, or `snapshot` to throw \
+         writes away", .0.display()
+    )]
+    SnapshotWritten(PathBuf),
+    /// An overlay would be over an internal snapshot.
+    #[error(
+        "Disk {} can't have an overlay over its internal snapshot: leave one of both out",
+        .0.display()
+    )]
+    SnapshotOverlay(PathBuf),
+    /// The overlay's size can't be one.
+    #[error(
+        "The overlay of disk {} can't have {size}: use whole sectors of 512 bytes, like 20G",
+        path.display()
+    )]
+    OverlaySize {
+        /// The image.
+        path: PathBuf,
+        /// Size asked for.
+        size: ByteSize,
+    },
     /// A disk's serial number can't be one.
     #[error(
-        "The serial number of disk {} is unfit: use 1 to {MAX_DISK_SERIAL} printable ASCII \
+        "The serial number of disk {} is unfit: use 1 to {MAX_SERIAL} printable ASCII \
          characters", .0.display()
     )]
     DiskSerial(PathBuf),
@@ -85,7 +114,7 @@ pub enum ConfigError {
     #[error("Disk {} is raw, so it has no backing files: leave out `backing` or `format`", .0.display())]
     RawBacking(PathBuf),
     /// Too few or many queues.
-    #[error("Disk {} can't have {queues} queues: use 1 to {MAX_DISK_QUEUES}", path.display())]
+    #[error("Disk {} can't have {queues} queues: use 1 to {MAX_QUEUES}", path.display())]
     DiskQueues {
         /// The image.
         path: PathBuf,
@@ -237,50 +266,6 @@ impl<T: Eq + Hash + ToString> Unique<T> {
     }
 }
 
-fn check_disks(disks: &[DiskConfig]) -> Result<(), ConfigError> {
-    let mut serials = Unique::new("The disk serial number");
-    let mut indices = Unique::new("The boot index");
-    for (number, disk) in disks.iter().enumerate() {
-        check_disk(disk)?;
-        serials.add(disk.serial.as_deref())?;
-        indices.add(disk.bootindex)?;
-        let writes = |disk: &DiskConfig| !disk.ro && !disk.snapshot;
-        let mut earlier = disks
-            .iter()
-            .take(number)
-            .filter(|other| other.path == disk.path);
-        if earlier.any(|other| writes(other) || writes(disk)) {
-            return Err(ConfigError::SharedDisk(disk.path.clone()));
-        }
-    }
-    Ok(())
-}
-
-fn check_disk(disk: &DiskConfig) -> Result<(), ConfigError> {
-    let path = || disk.path.clone();
-    check_path("disk", &disk.path)?;
-    disk.backing
-        .iter()
-        .try_for_each(|backing| check_path("backing file", backing))?;
-    if disk.format == Some(DiskFormat::Raw) && !disk.backing.is_empty() {
-        return Err(ConfigError::RawBacking(path()));
-    }
-    if disk
-        .serial
-        .as_deref()
-        .is_some_and(|serial| !is_printable(serial, MAX_DISK_SERIAL))
-    {
-        return Err(ConfigError::DiskSerial(path()));
-    }
-    match disk.queues {
-        None | Some(1..=MAX_DISK_QUEUES) => Ok(()),
-        Some(queues) => Err(ConfigError::DiskQueues {
-            path: path(),
-            queues,
-        }),
-    }
-}
-
 fn check_nets(nets: &[NetConfig]) -> Result<(), ConfigError> {
     let mut macs = Unique::new("The MAC address");
     let mut taps = Unique::new("The tap device");
@@ -370,7 +355,6 @@ mod tests {
             "disks: [{path: a}]",
             "boot: {kernel: k}",
             "boot: {kernel: k, initrd: i, cmdline: console=ttyS0}",
-            "disks: [{path: a, ro: true}, {path: a, snapshot: true}]",
             "{memory: {size: 16M}, disks: [{path: a, serial: '12345678901234567890'}]}",
             "{memory: {size: 32M, hugepages: true}, boot: {kernel: k}, nets: []}",
             "{boot: {kernel: k}, nets: [{type: user, forwards: ['127.0.0.1:80:80', \
@@ -401,29 +385,6 @@ mod tests {
                 "boot: {kernel: k, cmdline: \"a\\nb\"}",
                 "the character '\\n'",
             ),
-            ("disks: [{path: ''}]", "path of the disk is empty"),
-            (
-                "disks: [{path: a}, {path: a, ro: true}]",
-                "a is there twice",
-            ),
-            (
-                "disks: [{path: a, serial: 123456789012345678901}]",
-                "serial number of disk a",
-            ),
-            ("disks: [{path: a, serial: é}]", "serial number of disk a"),
-            (
-                "disks: [{path: a, serial: s}, {path: b, serial: s}]",
-                "serial number s is there",
-            ),
-            (
-                "disks: [{path: a, bootindex: 1}, {path: b, bootindex: 1}]",
-                "boot index 1 is there",
-            ),
-            (
-                "disks: [{path: a, format: raw, backing: [b]}]",
-                "Disk a is raw",
-            ),
-            ("disks: [{path: a, queues: 0}]", "use 1 to 16"),
             (
                 "{boot: {kernel: k}, nets: [{tap: a/b}]}",
                 "can't name a tap device",

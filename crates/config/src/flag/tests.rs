@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     ByteSize, ConsoleConfig, ConsoleDevice, ConsoleOutput, CpuConfig, DiskConfig, DiskFormat,
-    MacAddr, MemoryConfig, NetBackendConfig, NetConfig,
+    ImageConfig, MacAddr, MemoryConfig, NetBackendConfig, NetConfig,
 };
 
 fn error<T: std::str::FromStr<Err = FlagError> + fmt::Debug>(text: &str) -> String {
@@ -18,9 +18,15 @@ fn error<T: std::str::FromStr<Err = FlagError> + fmt::Debug>(text: &str) -> Stri
 fn disks() {
     assert_eq!("a.qcow2".parse(), Ok(DiskConfig::new("a.qcow2")));
     let text = "path=x.qcow2,ro,serial=abc,bootindex=1,snapshot,backing=a,backing=b,direct,\
-                format=qcow2,queues=2";
+                format=qcow2,queues=2,data_file=c,overlay=o,overlay_size=20G,internal_snapshot=1,\
+                member=m";
     let expected = DiskConfig {
         path: "x.qcow2".into(),
+        data_file: vec!["c".into()],
+        overlay: Some("o".into()),
+        overlay_size: Some(ByteSize(20 << 30)),
+        internal_snapshot: Some("1".into()),
+        member: Some("m".into()),
         format: Some(DiskFormat::Qcow2),
         ro: true,
         serial: Some("abc".into()),
@@ -38,6 +44,14 @@ fn disks() {
         ..DiskConfig::new("a,")
     };
     assert_eq!("a,,,ro".parse(), Ok(ro));
+}
+
+#[test]
+fn images_have_the_keys_of_disks_that_are_about_content() {
+    let text = "x,format=vmdk,data_file=a,data_file=b,backing=c,internal_snapshot=1,member=m";
+    let image: ImageConfig = text.parse().unwrap();
+    assert_eq!(image, text.parse::<DiskConfig>().unwrap().image());
+    assert!(error::<ImageConfig>("x,ro").contains("unknown key `ro`"));
 }
 
 #[test]

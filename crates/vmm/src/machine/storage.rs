@@ -5,9 +5,9 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use edgevmm_block::{BackingFile, BlockBackend, BlockError, DiskOptions, ImageFormat};
+use edgevmm_block::{BlockBackend, BlockError, DiskOptions, DiskPaths, ImageFormat};
 use edgevmm_cloudinit::{Seed, SeedError};
-use edgevmm_config::{CloudInitConfig, DiskConfig, DiskFormat};
+use edgevmm_config::{CloudInitConfig, DiskConfig, DiskFormat, ImageConfig};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use uuid::Uuid;
 
@@ -45,7 +45,28 @@ pub enum StorageError {
     StoreSeed(#[source] std::io::Error),
 }
 
-/// Opens a disk with the backing files that it was given, and no others.
+/// The files of an image.
+#[must_use]
+pub fn disk_paths(image: &ImageConfig) -> DiskPaths {
+    let format = image.format.map(|format| match format {
+        DiskFormat::Raw => ImageFormat::Raw,
+        DiskFormat::Qcow2 => ImageFormat::Qcow2,
+        DiskFormat::Vmdk => ImageFormat::Vmdk,
+        DiskFormat::Ova => ImageFormat::Ova,
+        DiskFormat::Vhd => ImageFormat::Vhd,
+        DiskFormat::Vhdx => ImageFormat::Vhdx,
+        DiskFormat::Vdi => ImageFormat::Vdi,
+    });
+    DiskPaths {
+        path: image.path.clone(),
+        format,
+        backing: image.backing.clone(),
+        data_files: image.data_file.clone(),
+        internal_snapshot: image.internal_snapshot.clone(),
+    }
+}
+
+/// Opens a disk with the other files that it was given, and no others.
 ///
 /// # Errors
 /// Fails when a file is missing, may not be used, or is no image.
@@ -54,28 +75,12 @@ pub fn open_disk(disk: &DiskConfig) -> Result<Arc<dyn BlockBackend>, StorageErro
         path: disk.path.clone(),
         source,
     };
-    let hint = |path: &Path| path.display().to_string();
-    let file = edgevmm_block::open_path(&disk.path, !disk.ro && !disk.snapshot).map_err(error)?;
-    let mut backing = Vec::with_capacity(disk.backing.len());
-    for path in &disk.backing {
-        let file = edgevmm_block::open_path(path, false).map_err(error)?;
-        backing.push(BackingFile {
-            file,
-            format: None,
-            path_hint: hint(path),
-            data_files: Vec::new(),
-        });
-    }
+    let files = disk_paths(&disk.image()).open(!disk.ro && !disk.snapshot);
     let options = DiskOptions {
-        format: disk.format.map(|format| match format {
-            DiskFormat::Raw => ImageFormat::Raw,
-            DiskFormat::Qcow2 => ImageFormat::Qcow2,
-        }),
         read_only: disk.ro,
         direct: disk.direct,
-        backing,
         snapshot: disk.snapshot,
-        ..DiskOptions::new(file, hint(&disk.path))
+        ..files.map_err(error)?
     };
     edgevmm_block::open(options).map_err(error)
 }

@@ -1,0 +1,174 @@
+//! What must hold of disks.
+
+use super::{ConfigError, Unique, check_path, is_printable};
+use crate::{DiskConfig, DiskFormat};
+
+/// Longest serial number of a virtio disk, in bytes.
+pub const MAX_SERIAL: usize = 20;
+/// Most request queues of a disk.
+pub const MAX_QUEUES: u16 = 16;
+/// Bytes in a disk's sector.
+const SECTOR_SIZE: u64 = 512;
+
+/// Checks each disk, and that no two get in each other's way.
+pub fn check_disks(disks: &[DiskConfig]) -> Result<(), ConfigError> {
+    let mut serials = Unique::new("The disk serial number");
+    let mut indices = Unique::new("The boot index");
+    for (number, disk) in disks.iter().enumerate() {
+        check_disk(disk)?;
+        serials.add(disk.serial.as_deref())?;
+        indices.add(disk.bootindex)?;
+        let earlier = || disks.iter().take(number);
+        if earlier()
+            .filter(|other| other.path == disk.path)
+            .any(|other| other.is_written() || disk.is_written())
+        {
+            return Err(ConfigError::SharedDisk(disk.path.clone()));
+        }
+        let writes = |disk: &DiskConfig| !disk.ro && !disk.snapshot;
+        if let Some(overlay) = &disk.overlay
+            && earlier()
+                .filter(|other| other.overlay.as_ref() == Some(overlay))
+                .any(|other| writes(other) || writes(disk))
+        {
+            return Err(ConfigError::SharedOverlay(overlay.clone()));
+        }
+    }
+    Ok(())
+}
+
+fn check_disk(disk: &DiskConfig) -> Result<(), ConfigError> {
+    let path = || disk.path.clone();
+    check_path("disk", &disk.path)?;
+    disk.backing
+        .iter()
+        .try_for_each(|backing| check_path("backing file", backing))?;
+    disk.data_file
+        .iter()
+        .try_for_each(|data| check_path("data file", data))?;
+    if disk.format == Some(DiskFormat::Raw) && !disk.backing.is_empty() {
+        return Err(ConfigError::RawBacking(path()));
+    }
+    check_overlay(disk)?;
+    if disk
+        .serial
+        .as_deref()
+        .is_some_and(|serial| !is_printable(serial, MAX_SERIAL))
+    {
+        return Err(ConfigError::DiskSerial(path()));
+    }
+    match disk.queues {
+        None | Some(1..=MAX_QUEUES) => Ok(()),
+        Some(queues) => Err(ConfigError::DiskQueues {
+            path: path(),
+            queues,
+        }),
+    }
+}
+
+fn check_overlay(disk: &DiskConfig) -> Result<(), ConfigError> {
+    let path = || disk.path.clone();
+    if let Some(overlay) = &disk.overlay {
+        check_path("overlay", overlay)?;
+    }
+    if disk.internal_snapshot.is_some() {
+        if disk.overlay.is_some() || disk.overlay_size.is_some() {
+            return Err(ConfigError::SnapshotOverlay(path()));
+        }
+        if !disk.ro && !disk.snapshot {
+            return Err(ConfigError::SnapshotWritten(path()));
+        }
+    }
+    match disk.overlay_size {
+        Some(size) if size.0 == 0 || !size.0.is_multiple_of(SECTOR_SIZE) => {
+            Err(ConfigError::OverlaySize { path: path(), size })
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use crate::VmConfig;
+
+    fn check(yaml: &str) -> Result<(), String> {
+        VmConfig::parse(yaml)
+            .unwrap()
+            .validate()
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn sound_disks_pass() {
+        for yaml in [
+            "disks: [{path: a, ro: true}, {path: a, snapshot: true}]",
+            "disks: [{path: a, overlay: o, overlay_size: 20G}, {path: a, overlay: p}]",
+            "disks: [{path: a, overlay: o, ro: true}, {path: a, overlay: o, snapshot: true}]",
+            "disks: [{path: a, internal_snapshot: s, ro: true, data_file: [d]}]",
+        ] {
+            assert_eq!(check(yaml), Ok(()), "{yaml}");
+        }
+    }
+
+    #[test]
+    fn each_rule_has_its_message() {
+        for (yaml, expected) in [
+            ("disks: [{path: ''}]", "path of the disk is empty"),
+            (
+                "disks: [{path: a}, {path: a, ro: true}]",
+                "a is there twice",
+            ),
+            (
+                "disks: [{path: a, serial: 123456789012345678901}]",
+                "serial number of disk a",
+            ),
+            ("disks: [{path: a, serial: é}]", "serial number of disk a"),
+            (
+                "disks: [{path: a, serial: s}, {path: b, serial: s}]",
+                "serial number s is there",
+            ),
+            (
+                "disks: [{path: a, bootindex: 1}, {path: b, bootindex: 1}]",
+                "boot index 1 is there",
+            ),
+            (
+                "disks: [{path: a, format: raw, backing: [b]}]",
+                "Disk a is raw",
+            ),
+            ("disks: [{path: a, queues: 0}]", "use 1 to 16"),
+            (
+                "disks: [{path: a}, {path: a, overlay: o}]",
+                "a is there twice",
+            ),
+            (
+                "disks: [{path: a, overlay: o}, {path: b, overlay: o}]",
+                "overlay o is there twice",
+            ),
+            (
+                "disks: [{path: a, overlay: ''}]",
+                "path of the overlay is empty",
+            ),
+            (
+                "disks: [{path: a, data_file: ['']}]",
+                "path of the data file is empty",
+            ),
+            (
+                "disks: [{path: a, overlay: o, overlay_size: 1000}]",
+                "can't have 1000: use whole sectors",
+            ),
+            (
+                "disks: [{path: a, internal_snapshot: s}]",
+                "can only be read",
+            ),
+            (
+                "disks: [{path: a, internal_snapshot: s, ro: true, overlay: o}]",
+                "leave one of both out",
+            ),
+        ] {
+            let error = check(yaml).unwrap_err();
+            assert!(error.contains(expected), "{yaml}: {error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+    }
+}
