@@ -9,6 +9,7 @@
 
 mod chain;
 mod error;
+mod fingerprint;
 mod formats;
 mod host;
 mod in_flight;

@@ -93,7 +93,7 @@ impl Stack {
 /// is true for.
 ///
 /// A file that cannot tell, such as a block device, is full.
-fn hole_or_data(file: &File, offset: u64, len: u64) -> (bool, u64) {
+pub fn hole_or_data(file: &File, offset: u64, len: u64) -> (bool, u64) {
     let seek = |whence| {
         let offset = libc::off_t::try_from(offset).ok()?;
         // SAFETY: seeking touches no memory. The file's position, which it moves, is not used.

@@ -51,6 +51,10 @@ pub struct DiskOptions {
     pub direct: bool,
     /// The files below the image, the nearest first.
     pub backing: Vec<BackingFile>,
+    /// Leave out what lies below the image, of which `backing` names nothing then: it reads as
+    /// zeroes, and [`BlockBackend::map`] tells it as unallocated. For tools that move an image's
+    /// own data, which must only write whole clusters.
+    pub alone: bool,
     /// The other files that the image's data is in, in the order in which it names them.
     pub data_files: Vec<DataFile>,
     /// Show one of the image's internal snapshots, by ID or name, instead of its present state;
@@ -71,6 +75,7 @@ impl DiskOptions {
             read_only: false,
             direct: false,
             backing: Vec::new(),
+            alone: false,
             data_files: Vec::new(),
             internal_snapshot: None,
             snapshot: false,
