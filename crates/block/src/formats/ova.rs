@@ -62,7 +62,7 @@ pub fn find_disk(range: FileRange, name: Option<&str>) -> io::Result<(FileRange,
     }
     let Some((member, format)) = disks.pop() else {
         let names = list(others.iter().map(String::as_str));
-        let what = name.map_or("no disk".into(), |name| format!("no disk {name:?}"));
+        let what = name.map_or_else(|| "no disk".into(), |name| format!("no disk {name:?}"));
         return Err(unsupported(format!(
             "it holds {what} that can be read, but {names}; unpack it (`tar xf`) if its disks are \
              compressed or split"

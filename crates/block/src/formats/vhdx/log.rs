@@ -79,7 +79,7 @@ impl Patches {
             return Ok(Self::default());
         }
         let len = header.log_len;
-        if len > LOG_MAX || len == 0 || len % SECTOR as u64 != 0 {
+        if len > LOG_MAX || len == 0 || !len.is_multiple_of(SECTOR as u64) {
             return Err(invalid(format!("a log of {len} bytes makes no sense")));
         }
         let mut bytes = vec![0; usize::try_from(len).unwrap_or_default()];

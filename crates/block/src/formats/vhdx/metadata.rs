@@ -112,7 +112,7 @@ impl Metadata {
                 "sectors of {sector_len} bytes make no sense"
             )));
         }
-        if size == 0 || size > SIZE_MAX || size % sector_len != 0 {
+        if size == 0 || size > SIZE_MAX || !size.is_multiple_of(sector_len) {
             return Err(invalid(format!("a disk of {size} bytes makes no sense")));
         }
         Ok(Self {
