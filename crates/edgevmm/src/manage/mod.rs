@@ -3,6 +3,7 @@
 
 mod list;
 
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -131,9 +132,20 @@ pub async fn stop(args: &StopArgs) -> Outcome {
             .timeout
             .map(|seconds| Duration::from_secs(seconds.into()));
         let timeout = timeout.and_then(|timeout| timeout.try_into().ok());
-        let answer = client.stop(StopRequest { timeout }).await;
-        answer.map_err(|status| refused("stop", &name, &status))?;
-        let record = ended(&dir, &mut client).await?;
+        let mut waiter = client.clone();
+        let mut end = pin!(ended(&dir, &mut waiter));
+        // Asked first for how the machine ends: between two calls it may end and its VMM leave.
+        let record = tokio::select! {
+            biased;
+            record = &mut end => record?,
+            answer = client.stop(StopRequest { timeout }) => match answer {
+                Err(status) if status.code() != Code::Unavailable => {
+                    return Err(refused("stop", &name, &status));
+                }
+                // When it is no longer there to be stopped, it has ended.
+                Ok(_) | Err(_) => end.await?,
+            },
+        };
         Ok(exit::report(&name, &record))
     })
     .await
