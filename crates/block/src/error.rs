@@ -186,6 +186,25 @@ pub enum BlockError {
         /// What to do.
         hint: &'static str,
     },
+    /// What lies below an overlay is not what it was made over.
+    #[error("Overlay {path:?} does not fit its base {base:?} any more: {how}")]
+    BaseChanged {
+        /// The overlay as the user named it.
+        path: String,
+        /// The base as the user named it.
+        base: String,
+        /// Why, and what to do.
+        how: &'static str,
+    },
+    /// An overlay was being moved into its base when that ended too early.
+    #[error(
+        "Overlay {path:?} was being committed into its base when that was interrupted; do it once \
+         more by `edgevmm image commit`"
+    )]
+    CommitInterrupted {
+        /// The overlay as the user named it.
+        path: String,
+    },
     /// Somebody else uses the image in a way that excludes this one.
     #[error("Disk image {path:?} is in use by {holder}; {hint}")]
     Locked {

@@ -17,6 +17,7 @@ mod layer;
 mod map;
 mod new_file;
 mod open;
+pub mod overlay;
 mod paths;
 mod plan;
 mod snapshot;
@@ -26,10 +27,7 @@ mod storage;
 /// qcow2 images by themselves: making, describing, checking and changing them.
 pub mod qcow2 {
     pub use crate::formats::Backing;
-    pub use crate::formats::qcow2::{
-        CheckReport, Compression, CreateOptions, DataFile, DataFileName, Description, Extension,
-        Repair, Snapshot, check, create, describe, set_backing,
-    };
+    pub use crate::formats::qcow2::{CheckReport, Compression, CreateOptions, DataFile, DataFileName, Description, Extension, HeaderParts, Repair, Snapshot, check, create, describe, edit_header};
 }
 
 use std::fmt::Debug;
@@ -39,7 +37,7 @@ pub use error::BlockError;
 pub use formats::probe::{ImageFormat, probe};
 pub use formats::vmdk::vmdk_data_files;
 pub use map::{MapEntry, MapKind};
-pub use new_file::{Existing, NewFile};
+pub use new_file::{Existing, NewFile, lock_file};
 pub use open::{BackingFile, DataFile, DiskOptions, ImageInfo, info, open, open_path};
 pub use paths::DiskPaths;
 pub use plan::{Access, Plan};

@@ -23,6 +23,20 @@ pub enum Existing {
     Keep,
     /// Put the new file in its place, with its mode and owner, unless somebody uses it.
     Replace,
+    /// As [`Existing::Replace`]; whoever uses it is the caller, by [`lock_file`].
+    ReplaceLocked,
+}
+
+/// Locks an image for as long as `file` or a copy of it is open, as if it was written.
+///
+/// # Errors
+///
+/// [`BlockError::Locked`], or what the host says.
+pub fn lock_file(file: &File, path_hint: &str) -> Result<(), BlockError> {
+    let file = file
+        .try_clone()
+        .map_err(failed("open", Path::new(path_hint)))?;
+    lock::lock(&HostFile::new(file, path_hint, false)?, true)
 }
 
 /// A file that is being written and has no name yet. Dropped, it is gone.
@@ -41,7 +55,7 @@ pub struct NewFile {
 struct Replaced {
     metadata: Metadata,
     #[expect(dead_code, reason = "held for its lock")]
-    lock: HostFile,
+    file: File,
 }
 
 impl NewFile {
@@ -69,7 +83,7 @@ impl NewFile {
             // The file itself is replaced, not a link to it.
             Ok(_) => {
                 let path = path.canonicalize().map_err(failed("examine", path))?;
-                let replaced = Replaced::new(&path)?;
+                let replaced = Replaced::new(&path, existing)?;
                 (path, Some(replaced))
             }
             Err(err) if err.kind() == io::ErrorKind::NotFound => (path.to_owned(), None),
@@ -167,7 +181,7 @@ impl NewFile {
 
 impl Replaced {
     /// Locks what is at `path`, so that nobody uses it when it goes.
-    fn new(path: &Path) -> Result<Self, BlockError> {
+    fn new(path: &Path, existing: Existing) -> Result<Self, BlockError> {
         let name = path.display().to_string();
         let file = match open_path(path, false) {
             // Nothing is lost with an empty file.
@@ -181,9 +195,10 @@ impl Replaced {
                 kind: "a block device, which can't be replaced",
             });
         }
-        let lock = HostFile::new(file, &name, false)?;
-        lock::lock(&lock, true)?;
-        Ok(Self { metadata, lock })
+        if existing == Existing::Replace {
+            lock_file(&file, &name)?;
+        }
+        Ok(Self { metadata, file })
     }
 
     fn hand_on(&self, file: &File) -> io::Result<()> {

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::{BackingFile, BlockError, DataFile, DiskOptions, ImageFormat, open_path};
+use crate::{
+    BackingFile, BlockError, DataFile, DiskOptions, ImageFormat, open_path, vmdk_data_files,
+};
 
 /// The files that a disk is made of, as a user names them; everything else as in [`DiskOptions`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,9 +15,10 @@ pub struct DiskPaths {
     pub format: Option<ImageFormat>,
     /// The files below the image, the nearest first.
     pub backing: Vec<PathBuf>,
-    /// The other files that the image's data is in, in the order in which it names them.
+    /// The other files that the image's data is in, in the order in which it names them. If there
+    /// are none, those are taken that a VMDK descriptor has beside it under its own name.
     pub data_files: Vec<PathBuf>,
-    /// One of the image's internal snapshots, by ID or name.
+    /// One of the image's internal snapshots, by ID or name; one of the disks in an OVA, by name.
     pub internal_snapshot: Option<String>,
 }
 
@@ -48,20 +51,30 @@ impl DiskPaths {
                 data_files: Vec::new(),
             })
         });
-        let data_files = self.data_files.iter().map(|path| {
-            Ok(DataFile {
-                file: open_path(path, writable)?,
-                path_hint: hint(path),
-            })
-        });
+        let data_files = if self.data_files.is_empty() && self.may_be_vmdk() {
+            vmdk_data_files(&self.path, &file)?
+        } else {
+            let open = |path: &PathBuf| {
+                Ok(DataFile {
+                    file: open_path(path, writable)?,
+                    path_hint: hint(path),
+                })
+            };
+            let opened = self.data_files.iter().map(open);
+            opened.collect::<Result<_, BlockError>>()?
+        };
         Ok(DiskOptions {
             format: self.format,
             read_only: !writable,
             backing: backing.collect::<Result<_, BlockError>>()?,
-            data_files: data_files.collect::<Result<_, BlockError>>()?,
+            data_files,
             internal_snapshot: self.internal_snapshot.clone(),
             ..DiskOptions::new(file, self.hint())
         })
+    }
+
+    fn may_be_vmdk(&self) -> bool {
+        matches!(self.format, None | Some(ImageFormat::Vmdk))
     }
 }
 

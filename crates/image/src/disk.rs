@@ -5,6 +5,8 @@ use std::sync::Arc;
 use edgevmm_block::{BlockBackend, DiskOptions, MapEntry, MapKind, VolatileSlice};
 
 use crate::ImageError;
+use crate::walk::Piece;
+use crate::zero::is_zero;
 
 /// An opened disk.
 #[derive(Debug)]
@@ -19,10 +21,6 @@ impl Disk {
         let name = options.path_hint.clone();
         let backend = edgevmm_block::open(options)?;
         Ok(Self { backend, name })
-    }
-
-    pub fn name(&self) -> &str {
-        &self.name
     }
 
     /// Size in bytes.
@@ -88,6 +86,31 @@ impl Disk {
         self.backend
             .map(offset, len)
             .map_err(ImageError::io("read", &self.name))
+    }
+
+    /// Brings `data` to a range, zeroes as such.
+    pub fn write_or_zero(&self, data: &mut [u8], offset: u64) -> Result<(), ImageError> {
+        if is_zero(data) {
+            self.write_zeroes(offset, data.len() as u64)
+        } else {
+            self.write(data, offset)
+        }
+    }
+
+    /// Tells `entry` of all ranges of a piece, with where they begin.
+    pub fn entries(
+        &self,
+        piece: Piece,
+        mut entry: impl FnMut(u64, &MapEntry) -> Result<(), ImageError>,
+    ) -> Result<(), ImageError> {
+        let end = piece.offset + piece.len;
+        let mut at = piece.offset;
+        while at < end {
+            let next = self.map(at, end - at)?;
+            entry(at, &next)?;
+            at += next.len.clamp(1, end - at);
+        }
+        Ok(())
     }
 
     /// Whether there may be anything but zeroes at `offset`, and for how many of `len` bytes that

@@ -62,7 +62,11 @@ pub fn disk_paths(image: &ImageConfig) -> DiskPaths {
         format,
         backing: image.backing.clone(),
         data_files: image.data_file.clone(),
-        internal_snapshot: image.internal_snapshot.clone(),
+        // A qcow2 has snapshots, an archive has members.
+        internal_snapshot: image
+            .internal_snapshot
+            .clone()
+            .or_else(|| image.member.clone()),
     }
 }
 

@@ -7,7 +7,7 @@ mod check;
 mod create;
 mod describe;
 
-pub use backing::set_backing;
+pub use backing::{HeaderParts, edit_header};
 pub use check::{CheckReport, Repair, check};
 pub use create::{Compression, CreateOptions, DataFileName, Extension, create};
 pub use describe::{DataFile, Description, Snapshot, describe};
