@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::host::{HostFile, Window};
 use crate::in_flight::Pin;
 use crate::layer::{Extent, Layer};
+use crate::plan::Piece;
 
 /// Where the bytes of a range of a chain are.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +22,18 @@ pub enum Source<'a> {
     Zero,
     /// In a form that only this layer can read.
     Packed(&'a dyn Layer),
+}
+
+impl Source<'_> {
+    /// `len` bytes of it as a part of a plan, unless only a layer can read it.
+    pub fn piece(self, len: u64) -> Option<Piece> {
+        let (file, offset) = match self {
+            Self::Data { file, offset } => (Some(Arc::clone(file)), offset),
+            Self::Zero => (None, 0),
+            Self::Packed(_) => return None,
+        };
+        Some(Piece { file, offset, len })
+    }
 }
 
 /// Images on top of each other.

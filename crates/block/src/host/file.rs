@@ -119,6 +119,11 @@ impl HostFile {
         self.align.request > 1
     }
 
+    /// Whether it is a block device, whose length is what it is.
+    pub fn is_device(&self) -> bool {
+        self.device.is_some()
+    }
+
     /// Smallest unit that can be zeroed or discarded without writing, in bytes.
     pub fn zero_align(&self) -> usize {
         self.device.map_or(1, |device| device.sector)

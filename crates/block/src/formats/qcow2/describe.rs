@@ -4,8 +4,12 @@ use std::fs::File;
 use std::time::Duration;
 
 use super::create::{Compression, Extension};
+use super::header::{CORRUPT, DIRTY, Header, LAZY_REFCOUNTS};
+use super::open::refused;
+use super::snapshots::Directory;
 use crate::BlockError;
 use crate::formats::Backing;
+use crate::host::HostFile;
 
 /// An internal snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +78,33 @@ pub struct Description {
 ///
 /// [`BlockError::BadImage`] if the header breaks the format's rules, else what the host says.
 pub fn describe(file: File, path_hint: &str) -> Result<Description, BlockError> {
-    let _ = file;
-    Err(super::unfinished(path_hint))
+    let file = HostFile::new(file, path_hint, false)?;
+    let header = Header::read(&file)?;
+    let directory = Directory::read(&file, &header).map_err(refused(&file))?;
+    let layout = header.layout();
+    let data_file = layout.external.then(|| DataFile {
+        name: header.data_file.clone(),
+        raw: header.has_raw_data_file(),
+    });
+    Ok(Description {
+        version: header.version,
+        size: header.size,
+        cluster_size: layout.cluster_size(),
+        refcount_bits: 1 << header.refcount_order,
+        extended_l2: layout.extended,
+        lazy_refcounts: header.compatible & LAZY_REFCOUNTS != 0,
+        compression: header.compression,
+        encryption: header.encryption(),
+        dirty: header.incompatible & DIRTY != 0,
+        corrupt: header.incompatible & CORRUPT != 0,
+        data_file,
+        snapshots: directory
+            .records
+            .into_iter()
+            .map(|record| record.snapshot)
+            .collect(),
+        bitmaps: header.bitmaps(),
+        extensions: header.unknown_extensions().cloned().collect(),
+        backing: header.backing,
+    })
 }

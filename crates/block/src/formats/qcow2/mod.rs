@@ -3,30 +3,42 @@
 //! Follows the QEMU project's qcow2 specification (`docs/interop/qcow2.rst`).
 
 mod backing;
+mod cache;
 mod check;
+mod codec;
 mod create;
+mod damage;
 mod describe;
+mod disk;
+mod entry;
+mod external;
+mod flush;
+mod freed;
+mod grow;
+mod header;
+mod image;
+mod layout;
+mod open;
+mod own;
+mod pack;
+mod payload;
+mod places;
+mod read;
+mod refcounts;
+mod snapshots;
+mod space;
+mod tables;
+mod unpacked;
+mod write;
+mod zero;
 
 pub use backing::{HeaderParts, edit_header};
 pub use check::{CheckReport, Repair, check};
 pub use create::{Compression, CreateOptions, DataFileName, Extension, create};
 pub use describe::{DataFile, Description, Snapshot, describe};
+pub use open::{open_disk, open_layer, open_temporary};
 
-use std::sync::Arc;
-
-use super::OpenLayer;
 use crate::BlockError;
-use crate::host::HostFile;
-
-/// As [`open_layer`](super::open_layer).
-pub fn open_layer(
-    file: Arc<HostFile>,
-    data_files: Vec<Arc<HostFile>>,
-    snapshot: Option<&str>,
-) -> Result<OpenLayer, BlockError> {
-    let _ = (data_files, snapshot);
-    Err(unfinished(file.name()))
-}
 
 fn unfinished(path: &str) -> BlockError {
     BlockError::BadImage {
