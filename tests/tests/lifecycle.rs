@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use edgevmm_e2e::{Command, Guest, Host, Limit, SMALL, on_host};
+use edgevmm_e2e::{Command, Guest, Host, Limit, SMALL, as_root, on_host};
 use serde_json::Value;
 
 /// SIGTERM.
@@ -137,6 +137,66 @@ fn a_triple_fault_is_a_crash_with_registers() -> Result<()> {
         for word in ["triple fault", "rip", "rsp", "cr3"] {
             ensure!(stderr.contains(word), "No {word} in: {}", output.stderr);
         }
+        Ok(())
+    })
+}
+
+/// Storage that can be made to hang: a file system in a file, frozen and thawed.
+struct Storage<'h>(&'h Host);
+
+impl<'h> Storage<'h> {
+    fn new(host: &'h Host) -> Result<Self> {
+        host.ok(&Command::script(
+            "truncate -s 64M storage; mkfs.ext4 -q storage; mkdir mounted; \
+             mount -o loop storage mounted; truncate -s 16M mounted/disk.raw",
+        ))?;
+        Ok(Self(host))
+    }
+
+    fn set_frozen(&self, frozen: bool) -> Result<()> {
+        let how = if frozen { "--freeze" } else { "--unfreeze" };
+        self.0
+            .ok(&Command::new("fsfreeze").args([how, "mounted"]))
+            .map(drop)
+    }
+}
+
+impl Drop for Storage<'_> {
+    fn drop(&mut self) {
+        let script = "fsfreeze --unfreeze mounted; umount --lazy mounted";
+        let _ = self.0.run(&Command::script(format!("set +e; {script}")));
+    }
+}
+
+/// While storage hangs, a machine that was told to end can't, but says so.
+#[test]
+fn an_ending_machine_answers_while_it_waits_for_storage() -> Result<()> {
+    as_root(|host| {
+        let storage = Storage::new(host)?;
+        let disk = host.path("mounted/disk.raw");
+        let arguments = shell_arguments(host, "", &["--detach", "--name", "vm", &disk])?;
+        host.ok(&host.edgevmm(arguments))?;
+        let mut guest = Guest::start(host, ["console", "vm"])?;
+        guest.expect_shell()?;
+        guest.type_in(
+            "while :; do dd if=/dev/zero of=/dev/vda bs=64k count=4 oflag=direct; done\n",
+        )?;
+        guest.expect("records out", Limit::Boot)?;
+        storage.set_frozen(true)?;
+        while !guest.is_silent("records out", Duration::from_secs(3)) {}
+
+        let kill = host.spawn(&host.edgevmm(["kill", "vm"]))?;
+        let stopping = "until \"$@\" | grep stopping; do sleep 0.1; done";
+        let ps = Command::script(stopping).args(["sh"]);
+        host.ok(&ps.wrapping(&host.edgevmm(["ps"])))?;
+        let reset = host.run(&host.edgevmm(["reset", "vm"]))?;
+        ensure!(
+            reset.code == 1 && reset.stderr.contains("is stopping"),
+            "{reset:?}"
+        );
+        storage.set_frozen(false)?;
+        kill.wait(host.limit(Limit::Command))?.expect_code(0)?;
+        ensure!(inspect(host, "vm")?["exit"]["reason"] == "killed");
         Ok(())
     })
 }

@@ -24,7 +24,7 @@ pub enum Phase {
     Running,
     /// vCPUs are halted by a call.
     Paused,
-    /// The power button is pressed and the deadline runs.
+    /// The power button is pressed and the deadline runs, or the last writes go out.
     Stopping,
     /// The guest ended.
     Stopped,
@@ -73,6 +73,24 @@ enum Event {
     Reset(Reply<()>),
     Stop(Option<Duration>, Option<Reply<Duration>>),
     Kill(Option<Reply<()>>),
+}
+
+impl Event {
+    /// Answers what comes while the machine is taken apart.
+    fn answer_at_the_end(self, stop_timeout: Duration) {
+        match self {
+            Event::Guest(..) | Event::Vcpu(..) | Event::Stop(_, None) | Event::Kill(None) => {}
+            Event::Pause(reply) | Event::Resume(reply) | Event::Reset(reply) => {
+                let _ = reply.send(Err(RequestError::Phase("stopping")));
+            }
+            Event::Stop(timeout, Some(reply)) => {
+                let _ = reply.send(Ok(timeout.unwrap_or(stop_timeout)));
+            }
+            Event::Kill(Some(reply)) => {
+                let _ = reply.send(Ok(()));
+            }
+        }
+    }
 }
 
 /// The way to a machine's loop, from any thread.
@@ -271,11 +289,31 @@ impl Life {
                 break record;
             }
         };
-        let record = match self.machine.shut_down() {
-            Ok(()) => record,
-            Err(error) => ExitRecord::now(ExitReason::VmmError, error),
+        self.enter(Phase::Stopping);
+        let Life {
+            machine,
+            mut events,
+            status,
+            stop_timeout,
+            ..
+        } = self;
+        // Storage may take its time over the last flush; callers are answered meanwhile.
+        let mut end = tokio::task::spawn_blocking(|| machine.shut_down());
+        let flushed = loop {
+            tokio::select! {
+                flushed = &mut end => break flushed,
+                Some(event) = events.recv() => event.answer_at_the_end(stop_timeout),
+            }
         };
-        self.status.send_modify(|status| {
+        let record = match flushed {
+            Ok(Ok(())) => record,
+            Ok(Err(message)) => ExitRecord::now(ExitReason::VmmError, message),
+            Err(error) => ExitRecord::now(
+                ExitReason::VmmError,
+                format!("The last writes may be lost: {error}"),
+            ),
+        };
+        status.send_modify(|status| {
             status.phase = Phase::Stopped;
             status.exit = Some(record.clone());
         });

@@ -115,11 +115,11 @@ impl Machine {
         Ok(())
     }
 
-    /// Stops everything and makes what the guest wrote durable.
+    /// Stops everything and makes what the guest wrote durable. Takes as long as storage does.
     ///
     /// # Errors
     /// Names the disks that could not be flushed.
-    pub fn shut_down(&mut self) -> Result<(), String> {
+    pub fn shut_down(self) -> Result<(), String> {
         self.vcpus.pause();
         // A reset takes the queues away from the devices, so no request is in flight after it.
         self.pci.reset_all();
