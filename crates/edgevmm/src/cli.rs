@@ -9,6 +9,8 @@ use edgevmm_config::{
 };
 use uuid::Uuid;
 
+use crate::image::args::ImageArgs;
+
 /// Boots disk images as virtual machines on KVM.
 #[derive(Debug, Parser)]
 #[command(name = "edgevmm", version, after_help = EXIT_CODES, max_term_width = 100)]
@@ -58,6 +60,8 @@ pub enum Command {
     Logs(NameArg),
     /// Remove what ended machines left behind
     Rm(RmArgs),
+    /// Make, convert, check and mend disk images
+    Image(Box<ImageArgs>),
     /// Check what this host has and lacks to run machines
     Doctor(JsonArg),
     /// Write a completion script for a shell
@@ -76,7 +80,8 @@ pub enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = RUN_EXAMPLES)]
 pub struct RunArgs {
-    /// Disk images to boot from, qcow2 or raw. They come before those of --disk
+    /// Disk images to boot from: qcow2 or raw, or of another hypervisor (VMDK, OVA, VHD, VHDX, VDI),
+    /// where writes are kept beside the image. They come before those of --disk
     #[arg(value_name = "DISK")]
     pub images: Vec<PathBuf>,
     /// Read the machine from a YAML or JSON file. Flags go before it; disks and networks given as
@@ -157,13 +162,22 @@ pub struct BootArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Disks")]
 pub struct StorageArgs {
-    /// Add a disk. Keys: ro, snapshot, direct, serial=, bootindex=, format=raw|qcow2, queues=, and
-    /// backing= for each backing file of a qcow2. A comma in a path is written twice
+    /// Add a disk. Keys: ro, snapshot, direct, serial=, bootindex=, queues=, overlay=FILE and
+    /// overlay_size= for what is written over the image; and what the image is made of: backing=
+    /// for each backing file of a qcow2, data_file= for each further file with its data,
+    /// internal_snapshot=, member= of an OVA, format=. A comma in a path is written twice
     #[arg(long = "disk", value_name = "PATH[,KEY=VALUE...]")]
     pub disks: Vec<DiskConfig>,
     /// Keep all images as they are: writes of the guest go to throw-away overlays
     #[arg(long)]
     pub snapshot: bool,
+    /// Keep all images as they are, and what the guest writes in overlays, from run to run: in the
+    /// folder DIR/NAME with the machine's name. An image that changes meanwhile is refused
+    #[arg(long, value_name = "DIR")]
+    pub overlay: Option<PathBuf>,
+    /// Size of the first disk with its overlay, which may be larger than the image
+    #[arg(long, value_name = "SIZE")]
+    pub overlay_size: Option<ByteSize>,
 }
 
 /// Network interfaces.
@@ -320,7 +334,10 @@ Exit codes:
   1  the VMM or something of the host failed
   2  wrong usage or configuration; nothing was started
   3  the guest crashed: triple fault or an error of KVM while running it
-  4  the guest was ended by force: killed, or not powered off in time";
+  4  the guest was ended by force: killed, or not powered off in time
+  5  `image check` found damage, or `image compare` a difference
+  6  `image check` found nothing worse than lost space
+128+N  signal N ended a command on images; what was unfinished is removed";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -336,6 +353,10 @@ Examples:
     edgevmm run os.qcow2 --disk data.img,ro,serial=data --net tap=tap0
   A qcow2 with a backing file, which must be named:
     edgevmm run --disk overlay.qcow2,backing=base.qcow2
+  A disk of another hypervisor; writes are kept in legacy.vmdk.overlay.qcow2:
+    edgevmm run legacy.vmdk
+  Several machines over one image, each keeping what it writes, on a larger disk:
+    edgevmm run --overlay /var/lib/vms --name web1 --overlay-size 20G debian-12.qcow2
   A kernel directly:
     edgevmm run --kernel vmlinux --initrd initrd.img --cmdline 'console=ttyS0' --net none
   From a file; `edgevmm run --dry-run ...` writes one:

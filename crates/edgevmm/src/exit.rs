@@ -12,6 +12,12 @@ use crate::term;
 const HOST: u8 = 1;
 /// Exit code of wrong usage, as clap has it too.
 const USAGE: u8 = 2;
+/// Exit code for an image that is damaged, or is not the same as another one.
+pub const DIFFERENT: u8 = 5;
+/// Exit code for an image that is sound, but for space that nothing uses.
+pub const LEAKS: u8 = 6;
+/// Exit code of a program that a signal ended, less the signal's number.
+const SIGNAL: u8 = 128;
 
 /// What a command comes to.
 pub type Outcome = Result<ExitCode, Failure>;
@@ -40,6 +46,14 @@ impl Failure {
             code: HOST,
             message: chain(&error.into()),
             hint: None,
+        }
+    }
+
+    /// A signal ended it.
+    pub fn signal(error: impl Into<anyhow::Error>, signal: i32) -> Self {
+        Self {
+            code: u8::try_from(signal).map_or(HOST, |signal| SIGNAL.saturating_add(signal)),
+            ..Self::host(error)
         }
     }
 

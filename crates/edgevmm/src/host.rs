@@ -7,9 +7,11 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow};
 use edgevmm_config::{ByteSize, MemoryConfig, VmConfig};
+use edgevmm_vmm::machine::overlay_of;
 use nix::libc::O_NONBLOCK;
 
 use crate::exit::Failure;
+use crate::term;
 
 /// Checks that files can be read and that memory suffices, so that a slip is told in plain words
 /// and before anything is made. What is found missing later is an error there.
@@ -24,6 +26,9 @@ pub fn check(vm: &VmConfig) -> Result<(), Failure> {
         disk.backing
             .iter()
             .try_for_each(|path| check_file("backing file", path))?;
+        disk.data_file
+            .iter()
+            .try_for_each(|path| check_file("data file", path))?;
     }
     let seed = vm.cloud_init.clone().unwrap_or_default();
     for (what, path) in [
@@ -38,6 +43,24 @@ pub fn check(vm: &VmConfig) -> Result<(), Failure> {
             .map_or(Ok(()), |path| check_file(what, path))?;
     }
     Ok(())
+}
+
+/// Tells where the guest's writes go, where the user has not said so, or for the first time.
+pub fn tell_of_overlays(vm: &VmConfig) {
+    for disk in &vm.disks {
+        // What can't be looked at is told when the disk is opened.
+        let Ok(Some(overlay)) = overlay_of(disk) else {
+            continue;
+        };
+        let (image, path) = (disk.path.display(), overlay.path.display());
+        let text = match (disk.ro || disk.snapshot, overlay.exists) {
+            (true, _) => format!("{image} is read with what {path} changes of it"),
+            (false, true) if disk.overlay.is_some() => continue,
+            (false, true) => format!("writes to {image} are kept in {path}"),
+            (false, false) => format!("writes to {image} are kept in {path}, which is made now"),
+        };
+        term::notice(&text);
+    }
 }
 
 fn check_file(what: &str, path: &Path) -> Result<(), Failure> {

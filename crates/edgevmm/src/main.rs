@@ -7,6 +7,7 @@ mod doctor;
 mod escape;
 mod exit;
 mod host;
+mod image;
 mod launch;
 mod manage;
 mod messages;
@@ -123,6 +124,7 @@ fn dispatch(command: Command, log_filter: &str) -> Outcome {
         Command::Wait(args) => client(manage::wait(&args.name)),
         Command::Rm(args) => client(manage::rm(&args)),
         Command::Logs(args) => manage::logs(&args.name),
+        Command::Image(args) => image::run(args.verb),
         Command::Doctor(args) => doctor::run(&args),
         Command::Version(args) => version(&args),
         Command::Completions { shell } => {
@@ -167,6 +169,7 @@ fn run(args: RunArgs, log_filter: &str) -> Outcome {
         println!("{}", text.trim_end());
         return Ok(ExitCode::SUCCESS);
     }
+    host::tell_of_overlays(&vm);
     if detach {
         detach::run(vm, log_filter)
     } else {

@@ -1,5 +1,6 @@
 //! From flags and a file to a complete, checked configuration.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use anyhow::Context;
@@ -53,6 +54,9 @@ pub fn resolve(args: RunArgs) -> Result<VmConfig, Failure> {
     for disk in &mut vm.disks {
         disk.snapshot |= storage.snapshot;
     }
+    if let Some(disk) = vm.disks.first_mut() {
+        set_some(&mut disk.overlay_size, storage.overlay_size);
+    }
     apply_network(&mut vm, network)?;
 
     let mut cloud_init = vm.cloud_init.take().unwrap_or_default();
@@ -67,10 +71,38 @@ pub fn resolve(args: RunArgs) -> Result<VmConfig, Failure> {
     vm.cloud_init = (given || cloud_init != Default::default()).then_some(cloud_init);
 
     set_some(&mut vm.name, name);
+    if let Some(folder) = storage.overlay {
+        let machine = vm.name.clone().unwrap_or_else(|| default_name(&vm));
+        give_overlays(&mut vm, &folder.join(machine));
+    }
     vm.validate().map_err(Failure::usage)?;
     let here = std::env::current_dir().context("Can't tell the current folder")?;
     vm.resolve_paths(&here);
     Ok(vm)
+}
+
+/// Gives each disk that may be written an overlay in `folder`, named after its image. Of images
+/// with the same name, all but the first get a number.
+fn give_overlays(vm: &mut VmConfig, folder: &Path) {
+    let mut taken = HashSet::new();
+    for disk in &mut vm.disks {
+        if disk.ro || disk.overlay.is_some() {
+            continue;
+        }
+        let image = disk.path.file_name().unwrap_or_default().to_owned();
+        let mut number = 1;
+        disk.overlay = loop {
+            let mut name = image.clone();
+            if number > 1 {
+                name.push(format!("-{number}"));
+            }
+            name.push(".overlay.qcow2");
+            if taken.insert(name.clone()) {
+                break Some(folder.join(name));
+            }
+            number += 1;
+        };
+    }
 }
 
 fn set<T>(field: &mut T, given: Option<T>) {
@@ -235,6 +267,32 @@ mod tests {
         );
         let refused = run(&["--config", file, "-p", "80:80"]).unwrap_err();
         assert!(refused.contains("add --net user"), "{refused}");
+    }
+
+    #[test]
+    fn each_disk_has_an_overlay_of_its_own() {
+        let overlays = |args: &[&str]| -> Vec<String> {
+            let disks = run(args).unwrap().disks.into_iter();
+            let path = |disk: DiskConfig| disk.overlay.unwrap_or_default().display().to_string();
+            disks.map(path).collect()
+        };
+        assert_eq!(
+            overlays(&["--overlay", "/o", "/a/x.raw", "/b/x.raw", "--disk", "/c,ro"]),
+            ["/o/x/x.raw.overlay.qcow2", "/o/x/x.raw-2.overlay.qcow2", ""]
+        );
+        let args = [
+            "--overlay",
+            "/o",
+            "--name",
+            "vm",
+            "--disk",
+            "/a,overlay=/p",
+            "/b",
+        ];
+        assert_eq!(overlays(&args), ["/o/vm/b.overlay.qcow2", "/p"]);
+        let vm = run(&["--overlay", "/o", "--overlay-size", "20G", "/a", "/b"]).unwrap();
+        let sizes = vm.disks.iter().map(|disk| disk.overlay_size);
+        assert!(sizes.eq([Some(ByteSize(20 << 30)), None]));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use edgevmm_devices::virtio::console::Resizer;
 
 pub use builder::BuildError;
 pub use network::NetworkError;
-pub use storage::StorageError;
+pub use storage::{Overlay, StorageError, disk_paths, overlay_of};
 
 use crate::boot::{Boot, BootError};
 use crate::console::ConsoleHub;

@@ -1,13 +1,16 @@
 //! Opens what a machine's disks are made of.
 
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io::{Read, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use edgevmm_block::{BlockBackend, BlockError, DiskOptions, DiskPaths, ImageFormat};
+use edgevmm_block::{
+    BlockBackend, BlockError, DiskOptions, DiskPaths, Existing, ImageFormat, NewFile,
+};
 use edgevmm_cloudinit::{Seed, SeedError};
-use edgevmm_config::{CloudInitConfig, DiskConfig, DiskFormat, ImageConfig};
+use edgevmm_config::{ByteSize, CloudInitConfig, DiskConfig, DiskFormat, ImageConfig};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use uuid::Uuid;
 
@@ -26,6 +29,41 @@ pub enum StorageError {
         #[source]
         source: BlockError,
     },
+    /// An overlay can't be made.
+    #[error("Can't make the overlay {}", path.display())]
+    MakeOverlay {
+        /// Path of the overlay.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: BlockError,
+    },
+    /// The folder for an overlay can't be made.
+    #[error("Can't make the folder {} for an overlay", path.display())]
+    OverlayFolder {
+        /// The folder.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// An overlay is larger than it is to be.
+    #[error(
+        "The overlay {} has {now} already, and can't be made smaller: ask for as much or more",
+        path.display()
+    )]
+    OverlaySize {
+        /// Path of the overlay.
+        path: PathBuf,
+        /// Its size.
+        now: ByteSize,
+    },
+    /// A size was asked for of an overlay that there is none of.
+    #[error(
+        "The disk {} has no overlay whose size could be chosen: add overlay=FILE, or make the \
+         image larger by `edgevmm image resize`", .0.display()
+    )]
+    NoOverlay(PathBuf),
     /// A file for the seed can't be read.
     #[error("Can't read the {what} {}", path.display())]
     SeedFile {
@@ -70,23 +108,133 @@ pub fn disk_paths(image: &ImageConfig) -> DiskPaths {
     }
 }
 
-/// Opens a disk with the other files that it was given, and no others.
+/// Where a disk's writes are kept, if not in its image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overlay {
+    /// The file.
+    pub path: PathBuf,
+    /// Whether it is there already.
+    pub exists: bool,
+}
+
+/// The overlay that a disk is used with: the one that was asked for, or else, for an image of a
+/// format that is only read, the one beside it. A disk that is only read needs none.
+///
+/// # Errors
+/// Fails when the image can't be looked at.
+pub fn overlay_of(disk: &DiskConfig) -> Result<Option<Overlay>, StorageError> {
+    let path = match (&disk.overlay, disk.internal_snapshot.is_some()) {
+        (Some(path), _) => path.clone(),
+        (None, true) => return Ok(None),
+        (None, false) => {
+            let error = disk_error(disk);
+            let image = disk_paths(&disk.image());
+            let probe = || edgevmm_block::probe(&edgevmm_block::open_path(&image.path, false)?);
+            if image
+                .format
+                .map_or_else(probe, Ok)
+                .map_err(error)?
+                .is_writable()
+            {
+                return Ok(None);
+            }
+            let mut name = disk.path.clone().into_os_string();
+            name.push(".overlay.qcow2");
+            name.into()
+        }
+    };
+    let exists = path.exists();
+    let needed = !disk.ro && !disk.snapshot;
+    Ok((exists || needed).then_some(Overlay { path, exists }))
+}
+
+/// Opens a disk with the other files that it was given, and no others. Its overlay is made if it
+/// has to be.
 ///
 /// # Errors
 /// Fails when a file is missing, may not be used, or is no image.
 pub fn open_disk(disk: &DiskConfig) -> Result<Arc<dyn BlockBackend>, StorageError> {
-    let error = |source| StorageError::Disk {
-        path: disk.path.clone(),
-        source,
+    let error = disk_error(disk);
+    let image = disk_paths(&disk.image());
+    let overlay = overlay_of(disk)?;
+    let written = !disk.ro && !disk.snapshot;
+    let Some(overlay) = overlay else {
+        if disk.overlay_size.is_some() {
+            return Err(StorageError::NoOverlay(disk.path.clone()));
+        }
+        let options = image.open(written).map_err(&error)?;
+        return edgevmm_block::open(with_choices(disk, options)).map_err(error);
     };
-    let files = disk_paths(&disk.image()).open(!disk.ro && !disk.snapshot);
-    let options = DiskOptions {
+    let size = disk.overlay_size.map(|size| size.0);
+    if !overlay.exists {
+        make_overlay(&overlay.path, &image, size)?;
+    }
+    let name = overlay.path.display().to_string();
+    let file = edgevmm_block::open_path(&overlay.path, written).map_err(&error)?;
+    let top = DiskOptions {
+        format: Some(ImageFormat::Qcow2),
+        ..DiskOptions::new(file, name)
+    };
+    let base = image.open(false).map_err(&error)?;
+    let options = with_choices(disk, edgevmm_block::overlay::over(top, base));
+    let opened = edgevmm_block::open(options).map_err(&error)?;
+    if let Some(size) = size {
+        grow(&overlay.path, &*opened, size)?;
+    }
+    Ok(opened)
+}
+
+fn with_choices(disk: &DiskConfig, options: DiskOptions) -> DiskOptions {
+    DiskOptions {
         read_only: disk.ro,
         direct: disk.direct,
         snapshot: disk.snapshot,
-        ..files.map_err(error)?
+        ..options
+    }
+}
+
+fn disk_error(disk: &DiskConfig) -> impl Fn(BlockError) -> StorageError {
+    let path = disk.path.clone();
+    move |source| StorageError::Disk {
+        path: path.clone(),
+        source,
+    }
+}
+
+/// Makes an overlay, and the folders that it is in, which are for nobody else.
+fn make_overlay(path: &Path, base: &DiskPaths, size: Option<u64>) -> Result<(), StorageError> {
+    let error = |source| StorageError::MakeOverlay {
+        path: path.to_owned(),
+        source,
     };
-    edgevmm_block::open(options).map_err(error)
+    if let Some(folder) = path.parent().filter(|folder| *folder != Path::new("")) {
+        let mut builder = DirBuilder::new();
+        let made = builder.recursive(true).mode(0o700).create(folder);
+        made.map_err(|source| StorageError::OverlayFolder {
+            path: folder.to_owned(),
+            source,
+        })?;
+    }
+    let new = NewFile::create(path, Existing::Keep).map_err(error)?;
+    edgevmm_block::overlay::create(new, base, size).map_err(error)
+}
+
+/// Makes a disk as large as is asked for.
+fn grow(path: &Path, disk: &dyn BlockBackend, size: u64) -> Result<(), StorageError> {
+    let now = disk.size();
+    if size < now {
+        return Err(StorageError::OverlaySize {
+            path: path.to_owned(),
+            now: ByteSize(now),
+        });
+    }
+    if size == now {
+        return Ok(());
+    }
+    disk.resize(size).map_err(|source| StorageError::Disk {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Makes the cloud-init seed as a read-only disk in memory.
