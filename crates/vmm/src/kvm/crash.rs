@@ -3,6 +3,7 @@
 use std::fmt::{self, Write as _};
 
 use edgevmm_devices::GuestMemory;
+use kvm_bindings::{kvm_regs, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -44,6 +45,15 @@ pub(super) fn internal_error(fd: &mut VcpuFd) -> String {
     }
     text
 }
+
+/// Whether a vCPU is where a reset puts it. After the shutdown that a triple fault is, SVM leaves
+/// nothing of the guest's state (AMD APM vol. 2, 15.14.3), so KVM resets the vCPU.
+fn is_reset(r: &kvm_regs, s: &kvm_sregs) -> bool {
+    r.rip == 0xfff0 && s.cs.base == 0xffff_0000 && s.cr0 & 1 == 0
+}
+
+const RESET_NOTE: &str =
+    "(those of a reset: an AMD processor leaves none from before a triple fault)\n";
 
 /// Registers and the code at RIP, for a person.
 pub(super) fn describe(fd: &VcpuFd, memory: &GuestMemory) -> String {
@@ -88,6 +98,9 @@ pub(super) fn describe(fd: &VcpuFd, memory: &GuestMemory) -> String {
         s.idt.base,
         s.idt.limit
     );
+    if is_reset(&r, &s) {
+        text.insert_str(0, RESET_NOTE);
+    }
     let linear = if s.efer & 1 << 10 == 0 {
         r.rip.wrapping_add(s.cs.base)
     } else {
