@@ -4,126 +4,118 @@
 //! that is. Where the two disagree the disk is refused, because a wrong guess would show the guest
 //! something else than it left, and later writes would make that permanent.
 
-use imago::FormatAccess;
-use imago::raw::Raw;
+use std::sync::Arc;
 
-use crate::formats::imago_qcow2::{self as qcow2, Header};
 use crate::formats::probe::probe_file;
-use crate::host::HostFile;
-use crate::host::lock;
-use crate::storage::ImageFile;
-use crate::{BackingFile, BlockError, ImageFormat};
+use crate::formats::qcow2::Extension;
+use crate::formats::{Backing, open_layer};
+use crate::host::{HostFile, lock};
+use crate::layer::Layer;
+use crate::open::DataFile;
+use crate::stack::Stack;
+use crate::{BackingFile, BlockError, ImageFormat, overlay};
 
-/// One image, examined but not opened yet.
+/// An image of a chain, as far as what lies below it is concerned.
 #[derive(Debug)]
-pub struct Layer {
-    /// Its file.
-    pub file: ImageFile,
-    /// Its header, if it is a qcow2 image.
-    pub header: Option<Header>,
+pub struct Link {
+    /// Its file, and then its data files.
+    pub files: Vec<Arc<HostFile>>,
+    /// What it wants below it.
+    pub backing: Option<Backing>,
+    /// What its header has that its format gives no meaning to.
+    pub extensions: Vec<Extension>,
 }
 
-impl Layer {
-    /// Examines an image of `format`, which is probed if absent.
-    pub fn new(file: ImageFile, format: Option<ImageFormat>) -> Result<Self, BlockError> {
-        let format = match format {
-            Some(format) => format,
-            None => probe_file(file.host())?,
-        };
-        let header = match format {
-            ImageFormat::Raw => None,
-            ImageFormat::Qcow2 => Some(qcow2::read_header(&file)?),
-            _ => {
-                return Err(BlockError::UnsupportedFormat {
-                    path: file.host().name().to_owned(),
-                    format: "an image of another hypervisor",
-                    hint: "convert it with `qemu-img convert -O qcow2`",
-                });
-            }
-        };
-        Ok(Self { file, header })
+impl Link {
+    fn name(&self) -> &str {
+        self.files.first().map_or("", |file| file.name())
     }
+}
 
-    /// Opens the image on top of `backing` for reading.
-    pub fn open_read_only(
-        self,
-        backing: Option<FormatAccess<ImageFile>>,
-    ) -> Result<FormatAccess<ImageFile>, BlockError> {
-        match self.header {
-            Some(header) => qcow2::open_read_only(self.file, &header, backing),
-            None => {
-                let name = self.file.host().name().to_owned();
-                Raw::open_image(self.file, false)
-                    .map(FormatAccess::new)
-                    .map_err(|source| BlockError::File {
-                        op: "open",
-                        path: name,
-                        source,
-                    })
-            }
+/// Locks and opens everything below `top`, and checks that overlays are over what they were made
+/// over.
+pub fn open_below(top: Link, given: Vec<BackingFile>, direct: bool) -> Result<Stack, BlockError> {
+    let mut links = vec![top];
+    let mut layers = Vec::with_capacity(given.len());
+    for file in given {
+        if let Some(above) = links.last() {
+            let (link, layer) = open_link(above, file, direct)?;
+            links.push(link);
+            layers.push(layer);
         }
     }
-}
-
-/// Examines, locks and opens everything below `top`.
-pub fn open_backing(
-    top: &Layer,
-    files: Vec<BackingFile>,
-    direct: bool,
-) -> Result<Option<FormatAccess<ImageFile>>, BlockError> {
-    let mut layers = Vec::with_capacity(files.len());
-    let mut above = top;
-    for given in files {
-        let layer = examine(above, given, direct)?;
-        layers.push(layer);
-        above = layers.last().unwrap_or(top);
-    }
-    if let Some(wanted) = above
-        .header
-        .as_ref()
-        .and_then(|header| header.backing.clone())
+    if let Some(last) = links.last()
+        && let Some(wanted) = &last.backing
     {
         return Err(BlockError::BackingNotGiven {
-            path: above.file.host().name().to_owned(),
-            wanted,
+            path: last.name().to_owned(),
+            wanted: wanted.name.clone(),
         });
     }
-    let mut opened = None;
-    for layer in layers.into_iter().rev() {
-        lock::lock(layer.file.host(), false)?;
-        opened = Some(layer.open_read_only(opened)?);
+    for (at, link) in links
+        .iter()
+        .enumerate()
+        .filter(|(_, it)| it.backing.is_some())
+    {
+        let below = links.iter().skip(at + 1).flat_map(|link| &link.files);
+        let below: Vec<_> = below.map(|file| &**file).collect();
+        overlay::verify_files(link.name(), &link.extensions, &below)?;
     }
-    Ok(opened)
+    Ok(Stack::new(layers))
 }
 
-/// Examines the file given as the one below `above`.
-fn examine(above: &Layer, given: BackingFile, direct: bool) -> Result<Layer, BlockError> {
-    let Some(header) = above
-        .header
-        .as_ref()
-        .filter(|header| header.backing.is_some())
-    else {
+/// Opens the other files that the data of the image `name` is in, and locks them as the image is.
+pub fn open_data_files(
+    given: Vec<DataFile>,
+    writable: bool,
+    direct: bool,
+) -> Result<Vec<Arc<HostFile>>, BlockError> {
+    let open = |given: DataFile| {
+        let file = HostFile::new(given.file, &given.path_hint, direct)?;
+        lock::lock(&file, writable)?;
+        Ok(Arc::new(file))
+    };
+    given.into_iter().map(open).collect()
+}
+
+/// Opens the file given as the one below `above`.
+fn open_link(
+    above: &Link,
+    given: BackingFile,
+    direct: bool,
+) -> Result<(Link, Arc<dyn Layer>), BlockError> {
+    let Some(backing) = &above.backing else {
         return Err(BlockError::BackingNotWanted {
-            path: above.file.host().name().to_owned(),
+            path: above.name().to_owned(),
             given: given.path_hint,
         });
     };
-    let file = ImageFile::new(HostFile::new(given.file, &given.path_hint, direct)?);
-    let format = backing_format(&file, header.backing_format.as_deref(), given.format)?;
-    Layer::new(file, Some(format))
+    let file = Arc::new(HostFile::new(given.file, &given.path_hint, direct)?);
+    lock::lock(&file, false)?;
+    let format = backing_format(&file, backing.format.as_deref(), given.format)?;
+    let mut files = vec![Arc::clone(&file)];
+    let data_files = open_data_files(given.data_files, false, direct)?;
+    files.extend(data_files.iter().cloned());
+    let opened = open_layer(format, file, data_files, None)?;
+    let link = Link {
+        files,
+        backing: opened.backing,
+        extensions: opened.extensions,
+    };
+    Ok((link, opened.layer))
 }
 
 /// Settles the format of a backing file.
 ///
 /// A guest may have written a qcow2 header into what was its raw disk. So content that looks like
-/// qcow2 is raw only where the image above says so, and is never qcow2 against its word.
+/// an image is raw only where the image above says so, and is never one against its word.
 fn backing_format(
-    file: &ImageFile,
+    file: &Arc<HostFile>,
     named: Option<&str>,
     given: Option<ImageFormat>,
 ) -> Result<ImageFormat, BlockError> {
     let mismatch = |found, who, expected: String, hint| BlockError::BackingFormat {
-        path: file.host().name().to_owned(),
+        path: file.name().to_owned(),
         found,
         who,
         expected,
@@ -131,17 +123,18 @@ fn backing_format(
     };
     let named = match named {
         None => None,
-        Some("raw" | "file" | "host_device") => Some(ImageFormat::Raw),
-        Some("qcow2") => Some(ImageFormat::Qcow2),
-        Some(other) => {
-            let found = given.map_or_else(|| probe_file(file.host()), Ok)?;
-            return Err(mismatch(
-                found,
-                "the image above it",
-                format!("{other:?}"),
-                "only raw and qcow2 are supported",
-            ));
-        }
+        Some(name) => match ImageFormat::from_qemu_name(name) {
+            Some(format) => Some(format),
+            None => {
+                let found = given.map_or_else(|| probe_file(file), Ok)?;
+                return Err(mismatch(
+                    found,
+                    "the image above it",
+                    format!("{name:?}"),
+                    "that format is not supported",
+                ));
+            }
+        },
     };
     if let (Some(named), Some(given)) = (named, given)
         && named != given
@@ -150,26 +143,28 @@ fn backing_format(
             given,
             "the image above it",
             named.to_string(),
-            "give the file the image was made for, or correct it with `qemu-img rebase -u -F`",
+            "give the file the image was made for, or correct it with `edgevmm image rebase \
+             --unsafe`",
         ));
     }
     if named == Some(ImageFormat::Raw) {
         return Ok(ImageFormat::Raw);
     }
-    let found = probe_file(file.host())?;
+    let found = probe_file(file)?;
     let (who, expected) = match (named, given) {
         (Some(named), _) => ("the image above it", named),
         (None, Some(given)) => ("its format option", given),
         (None, None) => return Ok(found),
     };
-    if found != expected {
+    // A fixed VHD can't be told from a raw disk by what it begins with.
+    if found != expected && !(expected == ImageFormat::Vhd && found == ImageFormat::Raw) {
         return Err(mismatch(
             found,
             who,
             expected.to_string(),
             "give the file the image was made for, or record the format in the image above with \
-             `qemu-img rebase -u -F`",
+             `edgevmm image rebase --unsafe`",
         ));
     }
-    Ok(found)
+    Ok(expected)
 }

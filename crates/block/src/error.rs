@@ -101,6 +101,17 @@ pub enum BlockError {
         /// What to do instead.
         hint: &'static str,
     },
+    /// A disk of a format that is only read was to be written.
+    #[error(
+        "Disk image {path:?} is {format}, which can only be read; open it read-only or as a \
+         snapshot, or put an overlay over it"
+    )]
+    OnlyRead {
+        /// The image as the user named it.
+        path: String,
+        /// Its format.
+        format: ImageFormat,
+    },
     /// A qcow2 image breaks its format's rules or uses a feature that is not supported.
     #[error("Cannot use qcow2 image {path:?}: {reason}")]
     BadImage {

@@ -20,14 +20,17 @@ mod open;
 pub mod overlay;
 mod paths;
 mod plan;
+mod read_only;
 mod snapshot;
 mod stack;
-mod storage;
 
 /// qcow2 images by themselves: making, describing, checking and changing them.
 pub mod qcow2 {
     pub use crate::formats::Backing;
-    pub use crate::formats::qcow2::{CheckReport, Compression, CreateOptions, DataFile, DataFileName, Description, Extension, HeaderParts, Repair, Snapshot, check, create, describe, edit_header};
+    pub use crate::formats::qcow2::{
+        CheckReport, Compression, CreateOptions, DataFile, DataFileName, Description, Extension,
+        HeaderParts, Repair, Snapshot, check, create, describe, edit_header,
+    };
 }
 
 use std::fmt::Debug;

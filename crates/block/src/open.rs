@@ -6,12 +6,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::chain::{Layer, open_backing};
-use crate::formats::imago_qcow2::{self as qcow2, Kind, Qcow2Disk};
-use crate::formats::raw::RawDisk;
-use crate::host::lock;
-use crate::host::{HostFile, check_kind};
-use crate::storage::ImageFile;
+use crate::chain::{Link, open_below, open_data_files};
+use crate::formats::probe::probe_file;
+use crate::formats::raw::{RawDisk, check_alone};
+use crate::formats::{open_layer, qcow2};
+use crate::host::{HostFile, check_kind, lock};
+use crate::read_only::ReadOnlyDisk;
+use crate::stack::Stack;
 use crate::{BlockBackend, BlockError, ImageFormat, snapshot};
 
 /// One file below an image, always used read-only.
@@ -113,52 +114,79 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn BlockBackend>, BlockError> {
         read_only,
         direct,
         backing,
+        alone,
+        data_files,
+        internal_snapshot,
         snapshot,
-        ..
     } = options;
+    let read_only = read_only || (internal_snapshot.is_some() && !snapshot);
     let writable = !read_only && !snapshot;
-    let file = HostFile::new(file, &path_hint, direct)?;
+    let file = Arc::new(HostFile::new(file, &path_hint, direct)?);
     lock::lock(&file, writable)?;
-    let top = Layer::new(ImageFile::new(file), format)?;
-    let backing = open_backing(&top, backing, direct)?;
-    if snapshot && !read_only {
-        let (overlay, cluster) = snapshot::overlay(top.open_read_only(backing)?, &path_hint)?;
-        let disk = Qcow2Disk::new(overlay, path_hint, cluster, Kind::Temporary, None);
-        return Ok(Arc::new(disk));
+    let format = format.map_or_else(|| probe_file(&file), Ok)?;
+    let data_files = open_data_files(data_files, writable, direct)?;
+    if format == ImageFormat::Raw && !snapshot {
+        check_alone(&file, &data_files, internal_snapshot.as_deref())?;
+        no_backing(&file, backing)?;
+        return Ok(Arc::new(RawDisk::new(file, read_only)?));
     }
-    let Some(header) = top.header.clone() else {
-        return RawDisk::new(top.file, read_only)
-            .map(|disk| Arc::new(disk) as Arc<dyn BlockBackend>)
-            .map_err(|source| BlockError::File {
-                op: "open",
-                path: path_hint,
-                source,
-            });
+    if writable {
+        return open_writable(format, file, data_files, (backing, alone), direct);
+    }
+    let mut files = vec![Arc::clone(&file)];
+    files.extend(data_files.iter().cloned());
+    let top = open_layer(format, file, data_files, internal_snapshot.as_deref())?;
+    let link = Link {
+        files,
+        backing: top.backing.filter(|_| !alone),
+        extensions: top.extensions,
     };
-    let cluster = header.cluster_size();
+    let below = open_below(link, backing, direct)?;
+    let mut layers = vec![top.layer];
+    layers.extend(below.layers().iter().cloned());
+    let stack = Stack::new(layers);
     if read_only {
-        let image = top.open_read_only(backing)?;
-        return Ok(Arc::new(Qcow2Disk::new(
-            image,
-            path_hint,
-            cluster,
-            Kind::ReadOnly,
-            None,
-        )));
+        Ok(Arc::new(ReadOnlyDisk::new(stack)))
+    } else {
+        Ok(Arc::new(snapshot::overlay(stack, &path_hint)?))
     }
-    let kind = match (header.version, &backing) {
-        (2, None) => Kind::WritableV2,
-        (2, Some(_)) => Kind::WritableV2Overlay,
-        _ => Kind::Writable,
+}
+
+/// Opens a disk that can be written, and whose format is not raw.
+fn open_writable(
+    format: ImageFormat,
+    file: Arc<HostFile>,
+    data_files: Vec<Arc<HostFile>>,
+    (backing, alone): (Vec<BackingFile>, bool),
+    direct: bool,
+) -> Result<Arc<dyn BlockBackend>, BlockError> {
+    if format != ImageFormat::Qcow2 {
+        return Err(BlockError::OnlyRead {
+            path: file.name().to_owned(),
+            format,
+        });
+    }
+    let header = qcow2::Header::read(&file)?;
+    let mut files = vec![Arc::clone(&file)];
+    files.extend(data_files.iter().cloned());
+    let link = Link {
+        files,
+        extensions: header.unknown_extensions().cloned().collect(),
+        backing: header.backing.filter(|_| !alone),
     };
-    let (image, order) = qcow2::open_writable(top.file, &header, backing)?;
-    Ok(Arc::new(Qcow2Disk::new(
-        image,
-        path_hint,
-        cluster,
-        kind,
-        Some(order),
-    )))
+    let below = open_below(link, backing, direct)?;
+    Ok(Arc::new(qcow2::open_disk(file, data_files, below)?))
+}
+
+/// Refuses files below an image that can have none.
+fn no_backing(file: &HostFile, given: Vec<BackingFile>) -> Result<(), BlockError> {
+    match given.into_iter().next() {
+        None => Ok(()),
+        Some(given) => Err(BlockError::BackingNotWanted {
+            path: file.name().to_owned(),
+            given: given.path_hint,
+        }),
+    }
 }
 
 /// Tells what an image is, without locking it or opening anything else.
@@ -167,25 +195,22 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn BlockBackend>, BlockError> {
 ///
 /// As [`open()`], as far as the image's header decides.
 pub fn info(file: File, path_hint: &str) -> Result<ImageInfo, BlockError> {
-    let layer = Layer::new(ImageFile::new(HostFile::new(file, path_hint, false)?), None)?;
-    match layer.header {
-        Some(header) => Ok(ImageInfo {
-            format: ImageFormat::Qcow2,
-            size: header.size,
-            backing: header.backing,
-            backing_format: header.backing_format,
-        }),
-        None => Ok(ImageInfo {
-            format: ImageFormat::Raw,
-            size: layer.file.host().len().map_err(|source| BlockError::File {
-                op: "examine",
-                path: path_hint.to_owned(),
-                source,
-            })?,
-            backing: None,
-            backing_format: None,
-        }),
-    }
+    let file = Arc::new(HostFile::new(file, path_hint, false)?);
+    let format = probe_file(&file)?;
+    let (size, backing) = if format == ImageFormat::Qcow2 {
+        let header = qcow2::Header::read(&file)?;
+        (header.size, header.backing)
+    } else {
+        let opened = open_layer(format, file, Vec::new(), None)?;
+        (opened.layer.size(), opened.backing)
+    };
+    let (backing, backing_format) = backing.map_or((None, None), |it| (Some(it.name), it.format));
+    Ok(ImageInfo {
+        format,
+        size,
+        backing,
+        backing_format,
+    })
 }
 
 /// Opens a file or block device by name, for use in [`DiskOptions`].

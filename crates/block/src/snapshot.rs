@@ -1,12 +1,11 @@
 //! Throw-away overlays: writes go to a file that has no name and dies with the disk.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use imago::qcow2::Qcow2;
-use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder};
-
+use crate::formats::qcow2::{self, CreateOptions, Qcow2Disk};
 use crate::host::HostFile;
-use crate::storage::ImageFile;
+use crate::stack::Stack;
 use crate::{BlockError, SECTOR_SIZE};
 
 /// Clusters of the overlay, in bytes. A 4 KiB write takes up one of them in the temporary file, so
@@ -16,11 +15,8 @@ const CLUSTER_SIZE: u64 = 16 << 10;
 const MAX_SMALL: u64 = 1 << 40;
 const LARGE_CLUSTER_SIZE: u64 = 64 << 10;
 
-/// Puts an empty overlay over `base` and returns it with its cluster size in bytes.
-pub fn overlay(
-    base: FormatAccess<ImageFile>,
-    name: &str,
-) -> Result<(FormatAccess<ImageFile>, u64), BlockError> {
+/// Puts an empty overlay over `base`, the image called `name`.
+pub fn overlay(base: Stack, name: &str) -> Result<Qcow2Disk, BlockError> {
     let size = base.size().next_multiple_of(SECTOR_SIZE);
     let cluster_size = if size <= MAX_SMALL {
         CLUSTER_SIZE
@@ -28,19 +24,17 @@ pub fn overlay(
         LARGE_CLUSTER_SIZE
     };
     let dir = std::env::var_os("TMPDIR").map_or_else(|| "/var/tmp".into(), PathBuf::from);
-    let failed = |source| BlockError::Snapshot {
+    let file = tempfile::tempfile_in(&dir).map_err(|source| BlockError::Snapshot {
         path: name.to_owned(),
         dir: dir.display().to_string(),
         source,
+    })?;
+    let file = Arc::new(HostFile::new(file, "the snapshot's temporary file", false)?);
+    let options = CreateOptions {
+        size,
+        cluster_size,
+        ..CreateOptions::default()
     };
-    let file = tempfile::tempfile_in(&dir).map_err(failed)?;
-    let file = ImageFile::new(HostFile::new(file, "snapshot", false)?);
-    Qcow2::<ImageFile>::create_builder(file)
-        .size(size)
-        .cluster_size(usize::try_from(cluster_size).unwrap_or(usize::MAX))
-        .create_open(DenyImplicitOpenGate::default(), |file| {
-            Ok(Qcow2::builder(file).backing(Some(base)).write(true))
-        })
-        .map(|image| (FormatAccess::new(image), cluster_size))
-        .map_err(failed)
+    qcow2::create_in(&file, &options)?;
+    qcow2::open_temporary(file, base)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::host::{HostFile, Window};
 use crate::in_flight::Pin;
 use crate::layer::{Extent, Layer};
-use crate::plan::Piece;
+use crate::plan::{Piece, Plan};
 
 /// Where the bytes of a range of a chain are.
 #[derive(Clone, Copy, Debug)]
@@ -22,18 +22,6 @@ pub enum Source<'a> {
     Zero,
     /// In a form that only this layer can read.
     Packed(&'a dyn Layer),
-}
-
-impl Source<'_> {
-    /// `len` bytes of it as a part of a plan, unless only a layer can read it.
-    pub fn piece(self, len: u64) -> Option<Piece> {
-        let (file, offset) = match self {
-            Self::Data { file, offset } => (Some(Arc::clone(file)), offset),
-            Self::Zero => (None, 0),
-            Self::Packed(_) => return None,
-        };
-        Some(Piece { file, offset, len })
-    }
 }
 
 /// Images on top of each other.
@@ -86,6 +74,33 @@ impl Stack {
             }
         }
         Ok((Source::Zero, len))
+    }
+
+    /// Adds to `plan` how `len` bytes from `offset` are read. Returns whether that can be told: a
+    /// pin is up to the caller, and so is what was added if it cannot.
+    ///
+    /// # Errors
+    /// As [`Layer::map`].
+    pub fn plan(&self, mut offset: u64, mut len: u64, plan: &mut Plan) -> io::Result<bool> {
+        while len > 0 {
+            let (source, part) = self.map(offset, len)?;
+            let (file, at) = match source {
+                Source::Data { file, offset } => (Some(Arc::clone(file)), offset),
+                Source::Zero => (None, 0),
+                Source::Packed(_) => return Ok(false),
+            };
+            let piece = Piece {
+                file,
+                offset: at,
+                len: part,
+            };
+            if !plan.push(piece) {
+                return Ok(false);
+            }
+            offset += part;
+            len -= part;
+        }
+        Ok(true)
     }
 
     /// Fills `window` from `offset`.

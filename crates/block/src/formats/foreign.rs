@@ -51,5 +51,6 @@ pub fn open_layer(
     Ok(OpenLayer {
         layer: layer.map_err(refusal(format, &name))?,
         backing: None,
+        extensions: Vec::new(),
     })
 }

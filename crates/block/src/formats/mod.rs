@@ -2,7 +2,6 @@
 
 mod blocks;
 mod foreign;
-pub mod imago_qcow2;
 mod ova;
 mod pages;
 pub mod probe;
@@ -37,6 +36,8 @@ pub struct OpenLayer {
     pub layer: Arc<dyn Layer>,
     /// What it wants below it.
     pub backing: Option<Backing>,
+    /// What its header has that its format gives no meaning to.
+    pub extensions: Vec<qcow2::Extension>,
 }
 
 /// Opens the image in `file`, which is locked already, for reading.

@@ -1,53 +1,90 @@
 //! Raw images: the file's bytes are the disk's bytes.
 //!
-//! Guest memory goes straight to the kernel, without a copy or an allocation. With the page cache
-//! off, requests go through imago's storage layer, which realigns what the host would refuse.
+//! Guest memory goes straight to the kernel, without a copy or an allocation.
 
 use std::io;
 use std::sync::Arc;
-
-use imago::StorageExt;
-use imago::io_buffers::{IoVector, IoVectorMut};
-use libc::iovec;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::OpenLayer;
-use crate::host::{HostFile, Unflushed};
+use crate::host::{HostFile, Unflushed, Window};
 use crate::layer::{Extent, Layer, Mapping};
-use crate::storage::ImageFile;
+use crate::plan::{Access, Piece, Plan};
+use crate::stack::Stack;
 use crate::{
-    BlockBackend, BlockError, Limits, SECTOR_SIZE, VolatileSlice, check_range, io_error, total_len,
+    BlockBackend, BlockError, Limits, MapEntry, SECTOR_SIZE, VolatileSlice, check_range, io_error,
+    total_len,
 };
 
-/// A raw image.
+/// A raw image as a layer.
+///
+/// A length that is no multiple of a sector is rounded up, so that every byte of the file can be
+/// reached: the missing bytes read as zeroes, and the first write to them extends the file.
+#[derive(Debug)]
+struct RawLayer {
+    file: Arc<HostFile>,
+    size: AtomicU64,
+}
+
+impl RawLayer {
+    fn new(file: Arc<HostFile>) -> io::Result<Self> {
+        let size = file
+            .len()?
+            .checked_next_multiple_of(SECTOR_SIZE)
+            .ok_or(io::ErrorKind::FileTooLarge)?
+            .into();
+        Ok(Self { file, size })
+    }
+}
+
+impl Layer for RawLayer {
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    fn map(&self, offset: u64, len: u64) -> io::Result<Mapping<'_>> {
+        let file = &self.file;
+        Ok(Mapping {
+            extent: Extent::Data { file, offset },
+            len,
+        })
+    }
+}
+
+/// A raw image as a disk.
 #[derive(Debug)]
 pub struct RawDisk {
-    file: ImageFile,
-    size: u64,
+    image: Arc<RawLayer>,
+    /// The image alone.
+    stack: Stack,
     read_only: bool,
-    direct: bool,
-    unflushed: Unflushed,
+    unflushed: Arc<Unflushed>,
 }
 
 impl RawDisk {
     /// Uses all of `file`.
     ///
-    /// A length that is no multiple of a sector is rounded up, so that the guest can reach every
-    /// byte of the file: the missing bytes read as zeroes and the first write to them extends the
-    /// file.
-    pub fn new(file: ImageFile, read_only: bool) -> io::Result<Self> {
-        let size = file
-            .host()
-            .len()?
-            .checked_next_multiple_of(SECTOR_SIZE)
-            .ok_or(io::ErrorKind::FileTooLarge)?;
-        let direct = file.host().is_direct();
+    /// # Errors
+    /// The host does not tell how long it is.
+    pub fn new(file: Arc<HostFile>, read_only: bool) -> Result<Self, BlockError> {
+        let name = file.name().to_owned();
+        let image = RawLayer::new(file).map_err(|source| BlockError::File {
+            op: "examine",
+            path: name,
+            source,
+        })?;
+        let image = Arc::new(image);
+        image.file.keep_within(image.size());
         Ok(Self {
-            file,
-            size,
+            stack: Stack::new(vec![Arc::clone(&image) as _]),
+            image,
             read_only,
-            direct,
-            unflushed: Unflushed::default(),
+            unflushed: Arc::default(),
         })
+    }
+
+    fn file(&self) -> &HostFile {
+        &self.image.file
     }
 
     /// Checks a request that changes the disk, and does it.
@@ -61,7 +98,7 @@ impl RawDisk {
         if self.read_only {
             return Err(BlockError::ReadOnly);
         }
-        check_range(offset, len, self.size)?;
+        check_range(offset, len, self.size())?;
         let done = request();
         self.unflushed.note();
         done.map_err(io_error(op, offset, len))
@@ -70,7 +107,7 @@ impl RawDisk {
 
 impl BlockBackend for RawDisk {
     fn size(&self) -> u64 {
-        self.size
+        self.image.size()
     }
 
     fn read_only(&self) -> bool {
@@ -78,104 +115,103 @@ impl BlockBackend for RawDisk {
     }
 
     fn limits(&self) -> Limits {
+        let physical_block = self.file().physical_block();
         Limits {
             logical_block: 512,
-            physical_block: self.file.host().physical_block(),
-            discard_granularity: if self.read_only {
-                0
-            } else {
-                self.file.host().physical_block()
-            },
+            physical_block,
+            discard_granularity: if self.read_only { 0 } else { physical_block },
         }
     }
 
     fn read_vectored(&self, bufs: &[VolatileSlice<'_>], offset: u64) -> Result<(), BlockError> {
         let len = total_len(bufs);
-        check_range(offset, len, self.size)?;
-        let done = if self.direct {
-            let (vector, _mapped) = IoVectorMut::from_volatile_slice(bufs);
-            self.file.readv(vector, offset)
-        } else {
-            let iovecs = bufs.iter().map(|buf| {
-                let guard = buf.ptr_guard_mut();
-                iovec {
-                    iov_base: guard.as_ptr().cast(),
-                    iov_len: guard.len(),
-                }
-            });
-            // SAFETY: a VolatileSlice is writable for as long as it is borrowed; its pointer guard
-            // holds nothing, as guest memory is always mapped here.
-            unsafe { self.file.host().read_at(iovecs, offset) }
-        };
-        done.map_err(io_error("read", offset, len))
+        check_range(offset, len, self.size())?;
+        // SAFETY: a window's memory is writable for as long as it is borrowed.
+        unsafe { self.file().read_at(Window::new(bufs).iovecs(), offset) }
+            .map_err(io_error("read", offset, len))
     }
 
     fn write_vectored(&self, bufs: &[VolatileSlice<'_>], offset: u64) -> Result<(), BlockError> {
         self.change("write", offset, total_len(bufs), || {
-            if self.direct {
-                let (vector, _mapped) = IoVector::from_volatile_slice(bufs);
-                return self.file.writev(vector, offset);
-            }
-            let iovecs = bufs.iter().map(|buf| {
-                let guard = buf.ptr_guard();
-                iovec {
-                    iov_base: guard.as_ptr().cast_mut().cast(),
-                    iov_len: guard.len(),
-                }
-            });
-            // SAFETY: a VolatileSlice is readable for as long as it is borrowed; its pointer guard
-            // holds nothing, as guest memory is always mapped here.
-            unsafe { self.file.host().write_at(iovecs, offset) }
+            // SAFETY: a window's memory is readable for as long as it is borrowed.
+            unsafe { self.file().write_at(Window::new(bufs).iovecs(), offset) }
         })
+    }
+
+    fn plan(
+        &self,
+        access: Access,
+        offset: u64,
+        len: u64,
+        plan: &mut Plan,
+    ) -> Result<bool, BlockError> {
+        check_range(offset, len, self.size())?;
+        if access == Access::Write {
+            if self.read_only {
+                return Err(BlockError::ReadOnly);
+            }
+            plan.note_changes(Arc::clone(&self.unflushed));
+        }
+        Ok(plan.push(Piece {
+            file: Some(Arc::clone(&self.image.file)),
+            offset,
+            len,
+        }))
+    }
+
+    fn map(&self, offset: u64, len: u64) -> Result<MapEntry, BlockError> {
+        check_range(offset, len, self.size())?;
+        self.stack
+            .entry(offset, len)
+            .map_err(io_error("map", offset, len))
     }
 
     fn flush(&self) -> Result<(), BlockError> {
-        self.unflushed.flush(|| self.file.host().sync())
+        self.unflushed.flush(|| self.file().sync())
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), BlockError> {
-        self.change("discard", offset, len, || {
-            StorageExt::discard(&self.file, offset, len)
-        })
+        self.change("discard", offset, len, || self.file().discard(offset, len))
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<(), BlockError> {
         self.change("zero", offset, len, || {
-            if may_unmap {
-                StorageExt::write_zeroes(&self.file, offset, len)
-            } else {
-                self.file.write_allocated_zeroes(offset, len)
-            }
+            self.file().write_zeroes(offset, len, may_unmap)
         })
+    }
+
+    /// A block device can only follow what was done to it from outside.
+    fn resize(&self, new_size: u64) -> Result<(), BlockError> {
+        let unsupported = |reason| {
+            Err(BlockError::Unsupported {
+                op: "resize",
+                reason,
+            })
+        };
+        if self.read_only {
+            return Err(BlockError::ReadOnly);
+        }
+        let old = self.size();
+        if new_size < old {
+            return unsupported("it would become smaller, and lose what is at its end");
+        }
+        if !new_size.is_multiple_of(SECTOR_SIZE) {
+            return unsupported("its size has to be a multiple of 512 bytes");
+        }
+        self.file()
+            .grow(new_size)
+            .and_then(|()| self.file().sync())
+            .map_err(io_error("grow the disk by", old, new_size - old))?;
+        self.image.size.store(new_size, Ordering::Release);
+        Ok(())
     }
 }
 
 impl Drop for RawDisk {
     fn drop(&mut self) {
         if let Err(err) = self.flush() {
-            tracing::error!(disk = self.file.host().name(), error = ?err, "Final flush failed");
+            tracing::error!(disk = self.file().name(), error = ?err, "Final flush failed");
         }
-    }
-}
-
-/// A raw image that is only read.
-#[derive(Debug)]
-struct RawLayer {
-    file: Arc<HostFile>,
-    size: u64,
-}
-
-impl Layer for RawLayer {
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn map(&self, offset: u64, len: u64) -> io::Result<Mapping<'_>> {
-        let file = &self.file;
-        Ok(Mapping {
-            extent: Extent::Data { file, offset },
-            len,
-        })
     }
 }
 
@@ -185,26 +221,41 @@ pub fn open_layer(
     data_files: &[Arc<HostFile>],
     snapshot: Option<&str>,
 ) -> Result<OpenLayer, BlockError> {
-    let name = || file.name().to_owned();
-    if let Some(snapshot) = snapshot {
-        return Err(BlockError::NoSnapshot {
-            path: name(),
-            snapshot: snapshot.to_owned(),
-        });
-    }
-    if let Some(given) = data_files.first() {
-        return Err(BlockError::DataFileNotWanted {
-            path: name(),
-            given: given.name().to_owned(),
-        });
-    }
-    let size = file.len().map_err(|source| BlockError::File {
+    check_alone(&file, data_files, snapshot)?;
+    let name = file.name().to_owned();
+    let layer = RawLayer::new(file).map_err(|source| BlockError::File {
         op: "examine",
-        path: name(),
+        path: name,
         source,
     })?;
     Ok(OpenLayer {
-        layer: Arc::new(RawLayer { file, size }),
+        layer: Arc::new(layer),
         backing: None,
+        extensions: Vec::new(),
     })
+}
+
+/// Refuses what a raw image cannot have.
+///
+/// # Errors
+/// [`BlockError::NoSnapshot`] or [`BlockError::DataFileNotWanted`].
+pub fn check_alone(
+    file: &HostFile,
+    data_files: &[Arc<HostFile>],
+    snapshot: Option<&str>,
+) -> Result<(), BlockError> {
+    let path = || file.name().to_owned();
+    if let Some(snapshot) = snapshot {
+        return Err(BlockError::NoSnapshot {
+            path: path(),
+            snapshot: snapshot.to_owned(),
+        });
+    }
+    match data_files.first() {
+        None => Ok(()),
+        Some(given) => Err(BlockError::DataFileNotWanted {
+            path: path(),
+            given: given.name().to_owned(),
+        }),
+    }
 }

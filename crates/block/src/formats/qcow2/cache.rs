@@ -285,7 +285,10 @@ mod tests {
         for key in 90..110 {
             load(&mut cache, key);
         }
-        assert_eq!((cache.find(0), cache.find(1)), (Found::Absent, Found::Absent));
+        assert_eq!(
+            (cache.find(0), cache.find(1)),
+            (Found::Absent, Found::Absent)
+        );
     }
 
     #[test]

@@ -101,7 +101,10 @@ pub fn create(
     let file = Arc::new(HostFile::new(file, path_hint, false)?);
     lock::lock(&file, true)?;
     if data_file.is_some() != options.data_file.is_some() {
-        return Err(bad_image(&file, "it needs a data file if, and only if, it is to name one"));
+        return Err(bad_image(
+            &file,
+            "it needs a data file if, and only if, it is to name one",
+        ));
     }
     let data_file = match (data_file, &options.data_file) {
         (Some(data), Some(name)) => {
@@ -121,7 +124,11 @@ pub fn create(
     create_in(&file, options)?;
     if options.data_file.as_ref().is_some_and(|data| data.raw) {
         // Whatever the data file holds is to show.
-        let disk = open_disk(Arc::clone(&file), data_file.into_iter().collect(), Stack::default())?;
+        let disk = open_disk(
+            Arc::clone(&file),
+            data_file.into_iter().collect(),
+            Stack::default(),
+        )?;
         disk.preallocate(0, options.size)
             .and_then(|()| disk.image.flush())
             .map_err(failed(&file))?;
@@ -135,7 +142,10 @@ pub fn create(
 /// As [`create`].
 pub fn create_in(file: &HostFile, options: &CreateOptions) -> Result<(), BlockError> {
     let plan = Plan::new(options).map_err(|reason| bad_image(file, reason))?;
-    let head = plan.header.encode().map_err(|reason| bad_image(file, reason))?;
+    let head = plan
+        .header
+        .encode()
+        .map_err(|reason| bad_image(file, reason))?;
     plan.write(file, &head).map_err(|source| BlockError::File {
         op: "create",
         path: file.name().to_owned(),
@@ -197,7 +207,10 @@ impl Plan {
         let mut block = vec![0; layout.cluster_len()];
         for number in 0..self.blocks {
             let refcounts = layout.block_refcounts();
-            let used = self.clusters.saturating_sub(number * refcounts).min(refcounts);
+            let used = self
+                .clusters
+                .saturating_sub(number * refcounts)
+                .min(refcounts);
             block.fill(0);
             for at in 0..usize::try_from(used).unwrap_or(0) {
                 refcounts::set(&mut block, layout.refcount_order, at, 1);

@@ -1,5 +1,6 @@
 //! A disk with a qcow2 image on top of its chain, to be written.
 
+use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex};
 
@@ -18,7 +19,6 @@ use crate::{
 const LAST_FLUSHES: u32 = 4;
 
 /// A disk.
-#[derive(Debug)]
 pub struct Qcow2Disk {
     pub(super) image: Arc<Image>,
     /// The image and everything below it.
@@ -29,6 +29,15 @@ pub struct Qcow2Disk {
     /// Held while the disk grows.
     pub(super) growing: Mutex<()>,
     unflushed: Arc<Unflushed>,
+}
+
+impl fmt::Debug for Qcow2Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Qcow2Disk")
+            .field("image", &self.image)
+            .field("below", &self.below)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Qcow2Disk {
@@ -65,27 +74,23 @@ impl Qcow2Disk {
         done.map_err(io_error(op, offset, len))
     }
 
-    /// Adds pieces to `plan` until all of the range is there; whether it worked out.
-    fn plan_pieces(&self, access: Access, mut offset: u64, len: u64, plan: &mut Plan) -> io::Result<bool> {
+    /// Adds to `plan` how a range is written in place, if that is possible for all of it.
+    fn plan_write(&self, mut offset: u64, len: u64, plan: &mut Plan) -> io::Result<bool> {
         let end = offset + len;
         while offset < end {
-            let piece = match access {
-                Access::Read => match self.stack.map(offset, end - offset)? {
-                    (source, len) => source.piece(len),
-                },
-                Access::Write => self.in_place(offset, end - offset)?.map(|(at, len)| Piece {
-                    file: Some(Arc::clone(&self.image.data)),
-                    offset: at,
-                    len,
-                }),
-            };
-            let Some(piece) = piece else {
+            let Some((at, len)) = self.in_place(offset, end - offset)? else {
                 return Ok(false);
             };
-            offset += piece.len;
+            let file = Some(Arc::clone(&self.image.data));
+            let piece = Piece {
+                file,
+                offset: at,
+                len,
+            };
             if !plan.push(piece) {
                 return Ok(false);
             }
+            offset += len;
         }
         Ok(true)
     }
@@ -108,7 +113,9 @@ impl BlockBackend for Qcow2Disk {
         let unit = u32::try_from(layout.subcluster_size()).unwrap_or(0);
         Limits {
             logical_block: 512,
-            physical_block: u32::try_from(layout.cluster_size()).unwrap_or(4096).min(4096),
+            physical_block: u32::try_from(layout.cluster_size())
+                .unwrap_or(4096)
+                .min(4096),
             discard_granularity: if frees { unit } else { 0 },
         }
     }
@@ -123,7 +130,9 @@ impl BlockBackend for Qcow2Disk {
 
     fn write_vectored(&self, bufs: &[VolatileSlice<'_>], offset: u64) -> Result<(), BlockError> {
         let payload = Payload::window(Window::new(bufs));
-        self.request("write", offset, payload.len(), || self.write(payload, offset))
+        self.request("write", offset, payload.len(), || {
+            self.write(payload, offset)
+        })
     }
 
     fn plan(
@@ -135,19 +144,18 @@ impl BlockBackend for Qcow2Disk {
     ) -> Result<bool, BlockError> {
         check_range(offset, len, self.size())?;
         plan.hold(self.image.in_flight.join());
-        let done = self.plan_pieces(access, offset, len, plan);
-        if access == Access::Write {
-            if let Err(error) = &done {
-                // Whoever does the request without a plan finds out again, and tells.
-                tracing::debug!(%error, "A write was not planned");
-                plan.end();
-                return Ok(false);
-            }
-            plan.note_changes(Arc::clone(&self.unflushed));
-        }
-        let planned = done.map_err(io_error("read", offset, len))?;
+        let planned = match access {
+            Access::Read => self
+                .stack
+                .plan(offset, len, plan)
+                .map_err(io_error("read", offset, len))?,
+            // Whoever does without a plan what cannot be planned finds out why, and tells.
+            Access::Write => self.plan_write(offset, len, plan).unwrap_or(false),
+        };
         if !planned {
             plan.end();
+        } else if access == Access::Write {
+            plan.note_changes(Arc::clone(&self.unflushed));
         }
         Ok(planned)
     }

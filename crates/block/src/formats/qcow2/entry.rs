@@ -181,7 +181,11 @@ pub fn covered(layout: Layout, start: u64, end: u64) -> u32 {
 }
 
 fn mask(first: u64, end: u64) -> u32 {
-    let from = |count: u64| u32::MAX.checked_shl(u32::try_from(count).unwrap_or(32)).unwrap_or(0);
+    let from = |count: u64| {
+        u32::MAX
+            .checked_shl(u32::try_from(count).unwrap_or(32))
+            .unwrap_or(0)
+    };
     from(first) & !from(end)
 }
 
@@ -222,7 +226,16 @@ mod tests {
     fn what_makes_no_sense() {
         let refused = |layout, words| Entry::decode(layout, words).unwrap_err();
         assert!(refused(PLAIN, [0x1_0200, 0]).contains("middle"));
-        assert!(refused(Layout { version: 2, ..PLAIN }, [1, 0]).contains("version 2"));
+        assert!(
+            refused(
+                Layout {
+                    version: 2,
+                    ..PLAIN
+                },
+                [1, 0]
+            )
+            .contains("version 2")
+        );
         assert!(refused(EXTENDED, [0x1_0000, 1 << 32 | 1]).contains("both"));
         assert!(refused(EXTENDED, [0, 1]).contains("no place"));
         let external = Layout {

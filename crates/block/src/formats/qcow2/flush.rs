@@ -422,7 +422,11 @@ impl Batch {
             while let Some(piece) = changes.next_if(|piece| piece.offset < end) {
                 let within = piece.offset.saturating_sub(new.offset);
                 let bytes = self.memory.get(piece.bytes.clone()).unwrap_or_default();
-                put(&mut self.cluster, usize::try_from(within).unwrap_or(0), bytes);
+                put(
+                    &mut self.cluster,
+                    usize::try_from(within).unwrap_or(0),
+                    bytes,
+                );
             }
             file.write_buf(&self.cluster, new.offset)?;
         }

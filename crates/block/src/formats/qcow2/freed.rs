@@ -141,7 +141,11 @@ mod tests {
         let new = in_flight.join();
         assert_eq!(freed.ripe(&in_flight), []);
         drop(old);
-        assert_eq!(freed.ripe(&in_flight).len(), 3, "the new one does not matter");
+        assert_eq!(
+            freed.ripe(&in_flight).len(),
+            3,
+            "the new one does not matter"
+        );
         drop(new);
         assert!(freed.is_empty());
     }

@@ -87,7 +87,9 @@ impl Image {
             return Ok(());
         }
         let space = meta.space()?;
-        let place = space.allocate_run(self.layout.clusters(needed * 8))?.clusters;
+        let place = space
+            .allocate_run(self.layout.clusters(needed * 8))?
+            .clusters;
         space.places.add_run(place.clone(), Use::L1);
         if let Some(old) = meta.tables.grow(Some((entries, place))) {
             if let Some(space) = &mut meta.space {

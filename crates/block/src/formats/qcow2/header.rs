@@ -249,9 +249,14 @@ impl Header {
             .iter()
             .filter(|extension| extension.magic == EXT_FEATURE_NAMES)
             .flat_map(|extension| extension.data.as_chunks::<FEATURE_NAME_LEN>().0)
-            .filter(|name| name[0] == 0 && unknown.checked_shr(name[1].into()).unwrap_or(0) & 1 != 0)
+            .filter(|name| {
+                name[0] == 0 && unknown.checked_shr(name[1].into()).unwrap_or(0) & 1 != 0
+            })
             .map(|name| {
-                let text = name[2..].split(|byte| *byte == 0).next().unwrap_or_default();
+                let text = name[2..]
+                    .split(|byte| *byte == 0)
+                    .next()
+                    .unwrap_or_default();
                 format!("{:?}", String::from_utf8_lossy(text))
             });
         let names: Vec<_> = names.take(8).collect();
@@ -323,7 +328,12 @@ impl Header {
             2 => return Err(encrypted("LUKS")),
             other => return Err(format!("its encryption method {other} is unknown")),
         }
-        self.check_place("L1 table", self.l1_offset, u64::from(self.l1_entries) * 8, file_len)
+        self.check_place(
+            "L1 table",
+            self.l1_offset,
+            u64::from(self.l1_entries) * 8,
+            file_len,
+        )
     }
 
     /// Checks what must be so besides for the image to be written.

@@ -3,6 +3,7 @@
 //! One lock guards all metadata. It is held for look-ups and changes in memory, and while
 //! refcounts are read, but not while slices of L2 tables or the disk's data are read or written.
 
+use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +23,6 @@ use crate::host::HostFile;
 use crate::in_flight::InFlight;
 
 /// An open image.
-#[derive(Debug)]
 pub struct Image {
     pub(super) layout: Layout,
     pub(super) file: Arc<ImageFile>,
@@ -43,6 +43,16 @@ pub struct Image {
     /// How new compressed clusters are.
     pub(super) compression: Compression,
     pub(super) has_snapshots: bool,
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Image")
+            .field("file", &self.file.host().name())
+            .field("layout", &self.layout)
+            .field("size", &self.disk_size())
+            .finish_non_exhaustive()
+    }
 }
 
 /// The metadata of an image.

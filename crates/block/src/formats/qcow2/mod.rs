@@ -34,8 +34,10 @@ mod zero;
 
 pub use backing::{HeaderParts, edit_header};
 pub use check::{CheckReport, Repair, check};
-pub use create::{Compression, CreateOptions, DataFileName, Extension, create};
+pub use create::{Compression, CreateOptions, DataFileName, Extension, create, create_in};
 pub use describe::{DataFile, Description, Snapshot, describe};
+pub use disk::Qcow2Disk;
+pub use header::Header;
 pub use open::{open_disk, open_layer, open_temporary};
 
 use crate::BlockError;

@@ -58,6 +58,7 @@ pub fn open_layer(
     .finish(None)?;
     Ok(OpenLayer {
         layer: Arc::new(image),
+        extensions: header.unknown_extensions().cloned().collect(),
         backing: header.backing,
     })
 }
@@ -227,7 +228,12 @@ fn snapshot_root(
     let entries = u64::from(record.l1_entries);
     let size = record.snapshot.size;
     header
-        .check_place("snapshot's L1 table", record.l1_offset, entries * 8, file_len)
+        .check_place(
+            "snapshot's L1 table",
+            record.l1_offset,
+            entries * 8,
+            file_len,
+        )
         .and_then(|()| {
             if header.layout().l1_entries(size) <= entries {
                 Ok(())
@@ -359,4 +365,3 @@ pub fn refused(file: &HostFile) -> impl FnOnce(io::Error) -> BlockError {
         _ => failed(file)(source),
     }
 }
-

@@ -63,7 +63,9 @@ impl Places {
         blocks: impl Iterator<Item = u64>,
     ) -> Result<Self, (Use, Use, u64)> {
         let tables = tables.map(|cluster| cluster << 1);
-        let mut old: Vec<u64> = tables.chain(blocks.map(|cluster| cluster << 1 | 1)).collect();
+        let mut old: Vec<u64> = tables
+            .chain(blocks.map(|cluster| cluster << 1 | 1))
+            .collect();
         old.sort_unstable();
         let twice = old.array_windows().find(|[a, b]| a >> 1 == b >> 1);
         if let Some([a, b]) = twice {
@@ -84,10 +86,15 @@ impl Places {
 
     /// What is in any of these clusters, and in which.
     pub fn find(&self, clusters: &Range<u64>) -> Option<(Use, u64)> {
-        let at = self.old.partition_point(|known| known >> 1 < clusters.start);
+        let at = self
+            .old
+            .partition_point(|known| known >> 1 < clusters.start);
         let mut old = self.old.get(at..).unwrap_or_default().iter();
         let old = old.by_ref().take_while(|known| *known >> 1 < clusters.end);
-        if let Some(known) = old.skip_while(|known| self.gone.contains(&(*known >> 1))).next() {
+        if let Some(known) = old
+            .skip_while(|known| self.gone.contains(&(*known >> 1)))
+            .next()
+        {
             return Some((single(*known), known >> 1));
         }
         if let Some((cluster, what)) = self.new.range(clusters.clone()).next() {

@@ -106,9 +106,13 @@ impl Image {
         let within = layout.within_cluster(guest);
         let rest = layout.cluster_size() - within;
         let size = layout.subcluster_size();
-        let bit = 1_u32.checked_shl(u32::try_from(within / size).unwrap_or(0)).unwrap_or(0);
+        let bit = 1_u32
+            .checked_shl(u32::try_from(within / size).unwrap_or(0))
+            .unwrap_or(0);
         let alike = |mask: u32| {
-            let count = (!mask >> bit.trailing_zeros()).trailing_zeros().min(layout.subclusters());
+            let count = (!mask >> bit.trailing_zeros())
+                .trailing_zeros()
+                .min(layout.subclusters());
             (u64::from(count) * size - within % size).min(rest)
         };
         match entry.place {

@@ -253,7 +253,9 @@ impl Refcounts {
             }
         });
         for index in &new_blocks {
-            put(Change::NewBlock(table.get(*index).unwrap_or(&0) & OFFSET_MASK));
+            put(Change::NewBlock(
+                table.get(*index).unwrap_or(&0) & OFFSET_MASK,
+            ));
         }
         let taken = Taken {
             new_blocks,

@@ -58,7 +58,9 @@ impl Directory {
         };
         let mut directory = Self::default();
         for _ in 0..header.snapshots {
-            directory.records.push(reader.record(&mut directory.len, header)?);
+            directory
+                .records
+                .push(reader.record(&mut directory.len, header)?);
         }
         for record in &directory.records {
             let bytes = u64::from(record.l1_entries) * 8;
@@ -92,9 +94,16 @@ impl Reader<'_> {
     /// The `len` bytes from `at` bytes into the table.
     fn bytes(&mut self, at: u64, len: usize) -> io::Result<&[u8]> {
         let end = at.saturating_add(len as u64);
-        let in_file = self.start.checked_add(end).is_some_and(|end| end <= self.file_len);
+        let in_file = self
+            .start
+            .checked_add(end)
+            .is_some_and(|end| end <= self.file_len);
         if end > MAX_TABLE_BYTES || !in_file {
-            return Err(invalid(truncated("snapshot table", self.start, self.file_len)));
+            return Err(invalid(truncated(
+                "snapshot table",
+                self.start,
+                self.file_len,
+            )));
         }
         let (at, end) = (to_len(at)?, to_len(end)?);
         while self.buf.len() < end {
@@ -102,7 +111,8 @@ impl Reader<'_> {
             let left = self.file_len - self.start - old as u64;
             let more = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
             self.buf.resize(old + more, 0);
-            self.file.read_buf(&mut self.buf[old..], self.start + old as u64)?;
+            self.file
+                .read_buf(&mut self.buf[old..], self.start + old as u64)?;
         }
         Ok(&self.buf[at..end])
     }

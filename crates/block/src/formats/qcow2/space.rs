@@ -60,7 +60,9 @@ impl Space {
         file_len: u64,
         fixed: bool,
     ) -> Self {
-        let most = refcounts.end().min(1 << (OFFSET_BITS - layout.cluster_bits));
+        let most = refcounts
+            .end()
+            .min(1 << (OFFSET_BITS - layout.cluster_bits));
         let (frontier, end) = if fixed {
             (0, layout.cluster_of(file_len).min(most))
         } else {
@@ -173,10 +175,15 @@ impl Space {
         if !self.gaps.is_empty() {
             return Ok(());
         }
-        let until = self.unexplored.end.min(self.unexplored.start + EXPLORED_SLICES);
+        let until = self
+            .unexplored
+            .end
+            .min(self.unexplored.start + EXPLORED_SLICES);
         while self.unexplored.start < until {
             let slice = self.unexplored.start;
-            if let Some(gap) = self.find_in_slice(slice, slice * self.layout.slice_refcounts(), 1)? {
+            if let Some(gap) =
+                self.find_in_slice(slice, slice * self.layout.slice_refcounts(), 1)?
+            {
                 self.gaps.insert(slice, gap.start);
             }
             self.unexplored.start += 1;
@@ -203,7 +210,8 @@ impl Space {
     fn find_in_gaps(&mut self, count: u64) -> io::Result<Option<Range<u64>>> {
         for _ in 0..GAP_SLICES {
             let mut following = self.gaps.range(self.next_gap..);
-            let Some((&slice, &first)) = following.next().or_else(|| self.gaps.iter().next()) else {
+            let Some((&slice, &first)) = following.next().or_else(|| self.gaps.iter().next())
+            else {
                 return Ok(None);
             };
             if let Some(gap) = self.find_in_slice(slice, first, count)? {
@@ -212,7 +220,12 @@ impl Space {
                 }
                 return Ok(Some(gap));
             }
-            if count == 1 || first >= self.frontier.min((slice + 1) * self.layout.slice_refcounts()) {
+            if count == 1
+                || first
+                    >= self
+                        .frontier
+                        .min((slice + 1) * self.layout.slice_refcounts())
+            {
                 self.gaps.remove(&slice);
             }
             self.next_gap = slice + 1;

@@ -181,7 +181,10 @@ impl Tables {
             }
         });
         for (index, from) in &self.new {
-            put(Change::NewTable(l1.get(*index).unwrap_or(&0) & OFFSET_MASK, *from));
+            put(Change::NewTable(
+                l1.get(*index).unwrap_or(&0) & OFFSET_MASK,
+                *from,
+            ));
         }
         let taken = Taken {
             new: self.new.keys().copied().collect(),

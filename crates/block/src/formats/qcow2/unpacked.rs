@@ -127,7 +127,8 @@ impl Part {
         let oldest = oldest.min_by_key(|(_, kept)| (kept.place.is_some(), kept.used));
         let index = oldest.map_or(0, |(index, _)| index);
         // An entry can't tell of more than two clusters' worth of compressed data.
-        self.packed.resize(usize::try_from(place.len).unwrap_or(0), 0);
+        self.packed
+            .resize(usize::try_from(place.len).unwrap_or(0), 0);
         file.read_buf(&mut self.packed, place.offset)?;
         let kept = &mut self.kept[index];
         kept.place = None;

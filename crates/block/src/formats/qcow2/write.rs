@@ -141,7 +141,11 @@ impl Qcow2Disk {
         let base = moved.clusters.start << self.image.layout.cluster_bits;
         let iovecs = head.iovecs().chain(data.iovecs()).chain(tail.iovecs());
         // SAFETY: a payload's memory is readable for as long as it is borrowed.
-        unsafe { self.image.data.write_at(iovecs, moved.place + (start - base)) }
+        unsafe {
+            self.image
+                .data
+                .write_at(iovecs, moved.place + (start - base))
+        }
     }
 
     /// Whether a range that is to be copied need not even be written, and whether it is zeroes.
@@ -255,7 +259,8 @@ impl Image {
             let at = first + usize::try_from(count).unwrap_or(0);
             let next = self.entry(meta, slot, at, start + count)?;
             let wanted = own.map(|place| place + (count << layout.cluster_bits));
-            if place_of(next) != wanted || (own.is_some() && next.data == layout.all_subclusters()) {
+            if place_of(next) != wanted || (own.is_some() && next.data == layout.all_subclusters())
+            {
                 break;
             }
             tail = next;
@@ -276,7 +281,11 @@ impl Image {
                     let at = first + usize::try_from(count - 1).unwrap_or(0);
                     tail = self.entry(meta, slot, at, start + count - 1)?;
                 }
-                (found.clusters.start << layout.cluster_bits, true, found.fresh)
+                (
+                    found.clusters.start << layout.cluster_bits,
+                    true,
+                    found.fresh,
+                )
             }
         };
         let clusters = start..start + count;
@@ -359,4 +368,3 @@ impl Image {
         }
     }
 }
-

@@ -113,7 +113,8 @@ impl Qcow2Disk {
             let slot;
             (meta, slot) = image.slice(meta, key)?;
             let Some(slot) = slot else {
-                let change = self.fate_of(Entry::ABSENT, layout.all_subclusters(), range.start, fate);
+                let change =
+                    self.fate_of(Entry::ABSENT, layout.all_subclusters(), range.start, fate);
                 match change {
                     Change::None => {
                         let reach = layout.table_reach();
@@ -127,7 +128,10 @@ impl Qcow2Disk {
                     }
                 }
             };
-            let own = matches!(meta.tables.table(meta.tables.l1_index(key)), Some((_, true)));
+            let own = matches!(
+                meta.tables.table(meta.tables.l1_index(key)),
+                Some((_, true))
+            );
             let done = self.change_in(&mut meta, slot, first, range.clone(), fate, own)?;
             match done {
                 Done::Until(at) if at > range.start => {
