@@ -4,11 +4,10 @@
 //! to lines, made printable and handed to a [`LineSink`]. Both a line's length and the number of
 //! lines until the next reset are bounded: a guest can't fill the host's log.
 
-use std::collections::VecDeque;
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use crate::bus::{BusDevice, lock};
+use crate::bus::BusDevice;
 
 /// Longest line in bytes; longer ones are broken.
 const LINE_MAX: usize = 256;
@@ -21,39 +20,6 @@ const PRESENT: u8 = 0xe9;
 pub trait LineSink: Send + Sync + Debug {
     /// Takes a line of at most 256 printable ASCII characters, without its line end.
     fn line(&self, line: &str);
-}
-
-/// Keeps the last lines in memory, for a report when the guest fails.
-#[derive(Debug)]
-pub struct RecentLines {
-    capacity: usize,
-    lines: Mutex<VecDeque<Box<str>>>,
-}
-
-impl RecentLines {
-    /// Keeps up to `capacity` lines.
-    pub fn new(capacity: usize) -> Self {
-        Self {
-            capacity,
-            lines: Mutex::default(),
-        }
-    }
-
-    /// The lines kept, the oldest first.
-    pub fn lines(&self) -> Vec<String> {
-        let lines = lock(&self.lines);
-        lines.iter().map(|line| line.to_string()).collect()
-    }
-}
-
-impl LineSink for RecentLines {
-    fn line(&self, line: &str) {
-        let mut lines = lock(&self.lines);
-        lines.push_back(line.into());
-        while lines.len() > self.capacity {
-            lines.pop_front();
-        }
-    }
 }
 
 /// The debug port. It has no state that a restored machine would miss.
@@ -119,10 +85,28 @@ impl BusDevice for DebugPort {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::sync::Mutex;
 
-    fn port(capacity: usize) -> (DebugPort, Arc<RecentLines>) {
-        let lines = Arc::new(RecentLines::new(capacity));
+    use super::*;
+    use crate::bus::lock;
+
+    #[derive(Debug, Default)]
+    struct Lines(Mutex<Vec<String>>);
+
+    impl Lines {
+        fn take(&self) -> Vec<String> {
+            std::mem::take(&mut *lock(&self.0))
+        }
+    }
+
+    impl LineSink for Lines {
+        fn line(&self, line: &str) {
+            lock(&self.0).push(line.to_owned());
+        }
+    }
+
+    fn port() -> (DebugPort, Arc<Lines>) {
+        let lines = Arc::<Lines>::default();
         (DebugPort::new(lines.clone()), lines)
     }
 
@@ -134,28 +118,30 @@ mod tests {
 
     #[test]
     fn lines_arrive_whole_and_printable() {
-        let (mut port, lines) = port(8);
+        let (mut port, lines) = port();
         let mut data = [0];
         port.read(0, &mut data);
         assert_eq!(data, [0xe9]);
         print(&mut port, b"SeaBIOS (version 1.16)\r\n\nx\x1b[2J\xff\npart");
-        assert_eq!(lines.lines(), ["SeaBIOS (version 1.16)", "x?[2J?"]);
+        assert_eq!(lines.take(), ["SeaBIOS (version 1.16)", "x?[2J?"]);
         port.reset();
-        assert_eq!(lines.lines().last().map(String::as_str), Some("part"));
+        assert_eq!(lines.take(), ["part"]);
     }
 
     #[test]
     fn a_flood_is_bounded() {
-        let (mut port, lines) = port(4);
+        let (mut port, lines) = port();
         for _ in 0..LINES_MAX * 2 {
             print(&mut port, b"flood\n");
         }
         print(&mut port, b"unheard\n");
-        assert_eq!(lines.lines(), ["flood"; 4]);
+        let heard = lines.take();
+        assert_eq!(heard.len(), LINES_MAX as usize);
+        assert!(heard.iter().all(|line| line == "flood"));
         port.reset();
         print(&mut port, &[b'a'; LINE_MAX * 2 + 1]);
-        let kept = lines.lines();
-        assert!(kept.iter().skip(2).all(|line| line.len() == LINE_MAX));
+        let heard = lines.take();
+        assert!(heard.len() == 2 && heard.iter().all(|line| line.len() == LINE_MAX));
         assert!(port.line.capacity() <= LINE_MAX * 2);
     }
 }

@@ -1,7 +1,7 @@
 //! What firmware or a kernel is told of the machine.
 
 use edgevmm_config::{Topology, VmConfig};
-use edgevmm_devices::legacy::fw_cfg::{Content, FwCfgError, FwCfgItems, NumberedItems};
+use edgevmm_devices::legacy::fw_cfg::{FwCfgError, FwCfgItems, NumberedItems};
 use uuid::Uuid;
 
 use super::BuildError;
@@ -86,20 +86,19 @@ pub(super) fn fw_cfg(
         boot_menu: false,
     });
     let map = e820::encode(&e820::firmware_map(description.ram));
-    items.add_file(e820::FILE, map.into())?;
+    items.add_file(e820::FILE, map)?;
     let files = description.acpi(true).into_files();
     let files = files
         .into_iter()
         .chain(smbios::files(&description.smbios()));
     for (name, bytes) in files {
-        items.add_file(name, bytes.into())?;
+        items.add_file(name, bytes)?;
     }
-    items.add_file("bootorder", boot_order(boot_slots).into_bytes().into())?;
-    items.add_file("etc/sercon-port", Content::from(u64::from(COM1_PORT)))?;
-    items.add_file(
-        "etc/boot-fail-wait",
-        BOOT_FAIL_WAIT_MS.to_le_bytes().to_vec().into(),
-    )?;
+    items.add_file("bootorder", boot_order(boot_slots).into_bytes())?;
+    let port = u64::from(COM1_PORT).to_le_bytes().to_vec();
+    items.add_file("etc/sercon-port", port)?;
+    let wait = BOOT_FAIL_WAIT_MS.to_le_bytes().to_vec();
+    items.add_file("etc/boot-fail-wait", wait)?;
     Ok(items)
 }
 

@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex};
 use edgevmm_devices::GuestMemory;
 use edgevmm_devices::bus::{BusError, Shared, lock, shared};
 use edgevmm_devices::console::{ConsoleInput, ConsoleSink};
-use edgevmm_devices::legacy::acpi_pm::{AcpiPm, AcpiPmConfig};
+use edgevmm_devices::legacy::acpi_pm::{self, AcpiPm, AcpiPmConfig};
 use edgevmm_devices::legacy::clock::{MonotonicClock, WallClock};
-use edgevmm_devices::legacy::cmos::{Cmos, CmosConfig, CmosMachine};
+use edgevmm_devices::legacy::cmos::{self, Cmos, CmosConfig, CmosMachine};
 use edgevmm_devices::legacy::debug_port::{DebugPort, LineSink};
-use edgevmm_devices::legacy::fw_cfg::{FwCfg, FwCfgItems};
-use edgevmm_devices::legacy::i8042::{ControlPortA, I8042};
-use edgevmm_devices::legacy::serial::{Serial, SerialConfig};
+use edgevmm_devices::legacy::fw_cfg::{self, FwCfg, FwCfgItems};
+use edgevmm_devices::legacy::i8042::{self, ControlPortA, I8042};
+use edgevmm_devices::legacy::serial::{self, Serial, SerialConfig};
 use edgevmm_devices::platform::{IrqLine, Platform};
 
 use crate::kvm::vcpu::Buses;
@@ -90,13 +90,14 @@ impl LegacyDevices {
     pub fn attach(&self, buses: &mut Buses) -> Result<(), BusError> {
         let ports = &mut buses.pio;
         let at = u64::from;
-        ports.insert(at(COM1_PORT), 8, self.serial.clone())?;
-        ports.insert(at(CMOS_PORT), 2, self.cmos.clone())?;
-        ports.insert(at(I8042_PORT), 5, self.i8042.clone())?;
+        ports.insert(at(COM1_PORT), serial::PORT_RANGE, self.serial.clone())?;
+        ports.insert(at(CMOS_PORT), cmos::PORT_RANGE, self.cmos.clone())?;
+        ports.insert(at(I8042_PORT), i8042::PORT_RANGE, self.i8042.clone())?;
         ports.insert(at(CONTROL_PORT_A), 1, self.control_a.clone())?;
-        ports.insert(at(ACPI_PM_PORT), 12, self.acpi_pm.clone())?;
-        if let Some(fw_cfg) = &self.fw_cfg {
-            ports.insert(at(FW_CFG_PORT), 12, fw_cfg.clone())?;
+        let acpi_pm = self.acpi_pm.clone();
+        ports.insert(at(ACPI_PM_PORT), acpi_pm::PORT_RANGE, acpi_pm)?;
+        if let Some(device) = &self.fw_cfg {
+            ports.insert(at(FW_CFG_PORT), fw_cfg::PORT_RANGE, device.clone())?;
         }
         if let Some(debug) = &self.debug {
             ports.insert(at(DEBUG_PORT), 1, debug.clone())?;

@@ -1,8 +1,6 @@
 //! The items that a firmware configuration device offers, by key and by file name.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Debug};
-use std::sync::Arc;
 
 /// Longest file name in bytes; the directory has room for 56 with the closing zero.
 pub const NAME_MAX: usize = 55;
@@ -29,62 +27,6 @@ pub enum FwCfgError {
     /// All keys are taken.
     #[error("There are too many fw_cfg files")]
     TooMany,
-    /// A saved state has no item, or none of that size, for a file it holds.
-    #[error("The saved fw_cfg file {0:?} does not fit the machine")]
-    StateMismatch(String),
-}
-
-/// Makes an item's content when the guest selects it.
-pub type Producer = Arc<dyn Fn() -> Arc<[u8]> + Send + Sync>;
-
-/// What an item holds.
-#[derive(Clone)]
-pub enum Content {
-    /// Bytes known at build time.
-    Fixed(Arc<[u8]>),
-    /// Bytes made when the guest selects the item and dropped when it selects another.
-    Produced {
-        /// Length in bytes, known before. What the producer gives is cut or zero-filled to it.
-        len: u32,
-        /// Makes the bytes.
-        producer: Producer,
-    },
-    /// Bytes that the guest may overwrite through DMA, never beyond their length.
-    Writable(Vec<u8>),
-}
-
-impl Content {
-    pub(super) fn len(&self) -> usize {
-        match self {
-            Self::Fixed(bytes) => bytes.len(),
-            Self::Produced { len, .. } => usize::try_from(*len).unwrap_or(usize::MAX),
-            Self::Writable(bytes) => bytes.len(),
-        }
-    }
-}
-
-impl Debug for Content {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match self {
-            Self::Fixed(_) => "Fixed",
-            Self::Produced { .. } => "Produced",
-            Self::Writable(_) => "Writable",
-        };
-        write!(f, "{kind}({} bytes)", self.len())
-    }
-}
-
-impl From<Vec<u8>> for Content {
-    fn from(bytes: Vec<u8>) -> Self {
-        Self::Fixed(bytes.into())
-    }
-}
-
-impl From<u64> for Content {
-    /// A number as SeaBIOS' integer files hold it.
-    fn from(number: u64) -> Self {
-        number.to_le_bytes().to_vec().into()
-    }
 }
 
 /// The numbered items that firmware asks for.
@@ -101,8 +43,8 @@ pub struct NumberedItems {
 /// All items of one device.
 #[derive(Debug, Clone)]
 pub struct FwCfgItems {
-    numbered: BTreeMap<u16, Content>,
-    files: BTreeMap<String, Content>,
+    numbered: BTreeMap<u16, Vec<u8>>,
+    files: BTreeMap<String, Vec<u8>>,
 }
 
 impl FwCfgItems {
@@ -125,7 +67,7 @@ impl FwCfgItems {
             (0x8002, vec![1]),
         ];
         Self {
-            numbered: items.map(|(key, bytes)| (key, bytes.into())).into(),
+            numbered: items.into(),
             files: BTreeMap::new(),
         }
     }
@@ -134,7 +76,7 @@ impl FwCfgItems {
     ///
     /// # Errors
     /// Refuses names that are no file names or taken, contents of 4 GiB and too many files.
-    pub fn add_file(&mut self, name: &str, content: Content) -> Result<(), FwCfgError> {
+    pub fn add_file(&mut self, name: &str, content: Vec<u8>) -> Result<(), FwCfgError> {
         let printable = name.bytes().all(|byte| byte.is_ascii_graphic());
         if name.is_empty() || name.len() > NAME_MAX || !printable {
             return Err(FwCfgError::InvalidName(name.to_owned()));
@@ -153,18 +95,12 @@ impl FwCfgItems {
     }
 
     /// Resolves keys: numbered items, the directory, and files by the order of their names.
-    pub(super) fn into_table(mut self) -> ItemTable {
+    pub(super) fn into_table(mut self) -> BTreeMap<u16, Vec<u8>> {
         let directory = self.directory();
-        self.numbered.insert(DIRECTORY, directory.into());
-        let mut names = BTreeMap::new();
-        for (key, (name, content)) in (FIRST_FILE..KEYS_END).zip(self.files) {
-            self.numbered.insert(key, content);
-            names.insert(name, key);
-        }
-        ItemTable {
-            items: self.numbered,
-            names,
-        }
+        self.numbered.insert(DIRECTORY, directory);
+        let files = (FIRST_FILE..KEYS_END).zip(self.files.into_values());
+        self.numbered.extend(files);
+        self.numbered
     }
 
     fn directory(&self) -> Vec<u8> {
@@ -184,11 +120,4 @@ impl FwCfgItems {
         }
         directory
     }
-}
-
-/// Items by key.
-#[derive(Debug)]
-pub(super) struct ItemTable {
-    pub(super) items: BTreeMap<u16, Content>,
-    pub(super) names: BTreeMap<String, u16>,
 }

@@ -1,8 +1,8 @@
 //! QEMU's firmware configuration device (`docs/specs/fw_cfg` of QEMU), by ports.
 //!
 //! Firmware selects an item by its key and reads it byte by byte or, in one go, by DMA. Files
-//! have names in a directory item. Left out: writes through the data port (refused since QEMU
-//! 2.4) and the memory-mapped variant.
+//! have names in a directory item. Left out: items that the guest can write (a DMA write is an
+//! error), writes through the data port (refused since QEMU 2.4) and the memory-mapped variant.
 //!
 //! A DMA request is bounded: it moves at most the item and [`MAX_PADDING`] bytes of zeroes behind
 //! it, and touches guest memory only when all of the range is guest memory.
@@ -19,8 +19,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use zerocopy::byteorder::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use self::items::ItemTable;
-pub use self::items::{Content, FwCfgError, FwCfgItems, NAME_MAX, NumberedItems, Producer};
+pub use self::items::{FwCfgError, FwCfgItems, NAME_MAX, NumberedItems};
 use crate::GuestMemory;
 use crate::bus::BusDevice;
 
@@ -61,20 +60,14 @@ pub struct FwCfgState {
     key: u16,
     position: u64,
     dma_high: u32,
-    /// Contents of the writable files by name.
-    written: BTreeMap<String, Vec<u8>>,
 }
 
 /// The firmware configuration device.
 #[derive(Debug)]
 pub struct FwCfg {
     memory: Arc<GuestMemory>,
-    table: ItemTable,
-    key: u16,
-    position: u64,
-    dma_high: u32,
-    /// What the selected item's producer made.
-    produced: Option<Arc<[u8]>>,
+    items: BTreeMap<u16, Vec<u8>>,
+    state: FwCfgState,
 }
 
 impl FwCfg {
@@ -82,100 +75,43 @@ impl FwCfg {
     pub fn new(memory: Arc<GuestMemory>, items: FwCfgItems) -> Self {
         Self {
             memory,
-            table: items.into_table(),
-            key: 0,
-            position: 0,
-            dma_high: 0,
-            produced: None,
+            items: items.into_table(),
+            state: FwCfgState::default(),
         }
     }
 
-    /// A device that goes on from `state`.
-    ///
-    /// # Errors
-    /// Fails when `state` holds a writable file that `items` has not, or not of that length.
-    pub fn restore(
-        memory: Arc<GuestMemory>,
-        items: FwCfgItems,
-        state: FwCfgState,
-    ) -> Result<Self, FwCfgError> {
-        let mut device = Self::new(memory, items);
-        for (name, saved) in state.written {
-            let key = device.table.names.get(&name);
-            match key.and_then(|key| device.table.items.get_mut(key)) {
-                Some(Content::Writable(bytes)) if bytes.len() == saved.len() => *bytes = saved,
-                _ => return Err(FwCfgError::StateMismatch(name)),
-            }
-        }
-        device.select(state.key);
-        device.position = state.position;
-        device.dma_high = state.dma_high;
-        Ok(device)
+    /// Takes up a saved state: the guest may have selected any item, also one that is not there.
+    pub fn restore(&mut self, state: &FwCfgState) {
+        self.state = state.clone();
     }
 
     /// The state to go on from.
     pub fn state(&self) -> FwCfgState {
-        let written = self.table.names.keys().filter_map(|name| {
-            let bytes = self.written_file(name)?;
-            Some((name.clone(), bytes.to_vec()))
-        });
-        FwCfgState {
-            key: self.key,
-            position: self.position,
-            dma_high: self.dma_high,
-            written: written.collect(),
-        }
+        self.state.clone()
     }
 
-    /// Deselects. Writable files keep what was written to them.
+    /// Deselects.
     pub fn reset(&mut self) {
-        self.select(0);
-        self.dma_high = 0;
-    }
-
-    /// What a writable file holds now; `None` when there is no writable file `name`.
-    pub fn written_file(&self, name: &str) -> Option<&[u8]> {
-        match self.table.items.get(self.table.names.get(name)?)? {
-            Content::Writable(bytes) => Some(bytes),
-            Content::Fixed(_) | Content::Produced { .. } => None,
-        }
+        self.state = FwCfgState::default();
     }
 
     fn select(&mut self, key: u16) {
-        self.key = key;
-        self.position = 0;
-        self.produced = match self.table.items.get(&key) {
-            Some(Content::Produced { producer, .. }) => Some(producer()),
-            _ => None,
-        };
+        self.state.key = key;
+        self.state.position = 0;
     }
 
-    /// Declared length of the selected item and the bytes it has; nothing for an unknown key.
-    fn selected(&self) -> (usize, &[u8]) {
-        match self.table.items.get(&self.key) {
-            Some(Content::Fixed(bytes)) => (bytes.len(), bytes),
-            Some(Content::Writable(bytes)) => (bytes.len(), bytes),
-            Some(content @ Content::Produced { .. }) => {
-                (content.len(), self.produced.as_deref().unwrap_or_default())
-            }
-            None => (0, &[]),
-        }
-    }
-
-    /// The next up to `len` bytes of the selected item: those it has, and how many zeroes follow
-    /// to make up its declared length.
-    fn rest(&self, len: usize) -> (&[u8], usize) {
-        let (declared, bytes) = self.selected();
-        let start = usize::try_from(self.position).unwrap_or(usize::MAX);
-        let wanted = len.min(declared.saturating_sub(start));
-        let present = bytes.get(start..).unwrap_or_default();
-        let present = &present[..present.len().min(wanted)];
-        (present, wanted - present.len())
+    /// The next up to `len` bytes of the selected item; an unknown one is empty.
+    fn rest(&self, len: usize) -> &[u8] {
+        let item = self.items.get(&self.state.key);
+        let start = usize::try_from(self.state.position).unwrap_or(usize::MAX);
+        let rest = item.and_then(|bytes| bytes.get(start..));
+        let rest = rest.unwrap_or_default();
+        rest.get(..len).unwrap_or(rest)
     }
 
     fn read_data(&mut self) -> u8 {
-        let byte = self.rest(1).0.first().copied().unwrap_or(0);
-        self.position = self.position.saturating_add(1);
+        let byte = self.rest(1).first().copied().unwrap_or(0);
+        self.state.position = self.state.position.saturating_add(1);
         byte
     }
 
@@ -220,18 +156,19 @@ impl FwCfg {
         if control & CONTROL_READ != 0 {
             self.dma_read(address, length)?;
         } else if control & CONTROL_WRITE != 0 {
-            self.dma_write(address, length)?;
+            return Err(Refused);
         } else if control & CONTROL_SKIP == 0 {
             return Ok(());
         }
-        self.position = self.position.saturating_add(u64::from(request.length));
+        let position = self.state.position;
+        self.state.position = position.saturating_add(u64::from(request.length));
         Ok(())
     }
 
     fn dma_read(&self, address: GuestAddress, length: usize) -> Result<(), Refused> {
-        let (bytes, zeroes) = self.rest(length);
+        let bytes = self.rest(length);
         let padding = length - bytes.len();
-        if padding - zeroes > MAX_PADDING || !self.memory.check_range(address, length) {
+        if padding > MAX_PADDING || !self.memory.check_range(address, length) {
             return Err(Refused);
         }
         self.memory
@@ -249,19 +186,6 @@ impl FwCfg {
             left -= chunk;
         }
         Ok(())
-    }
-
-    fn dma_write(&mut self, address: GuestAddress, length: usize) -> Result<(), Refused> {
-        let start = usize::try_from(self.position).map_err(|_| Refused)?;
-        let end = start.checked_add(length).ok_or(Refused)?;
-        let Some(Content::Writable(bytes)) = self.table.items.get_mut(&self.key) else {
-            return Err(Refused);
-        };
-        let target = bytes.get_mut(start..end).ok_or(Refused)?;
-        if !self.memory.check_range(address, length) {
-            return Err(Refused);
-        }
-        self.memory.read_slice(target, address).map_err(|_| Refused)
     }
 }
 
@@ -282,10 +206,10 @@ impl BusDevice for FwCfg {
     fn write(&mut self, offset: u64, data: &[u8]) {
         match (offset, data) {
             (SELECTOR, [low, high]) => self.select(u16::from_le_bytes([*low, *high])),
-            (DMA_HIGH, [a, b, c, d]) => self.dma_high = u32::from_be_bytes([*a, *b, *c, *d]),
+            (DMA_HIGH, [a, b, c, d]) => self.state.dma_high = u32::from_be_bytes([*a, *b, *c, *d]),
             (DMA_LOW, [a, b, c, d]) => {
                 let low = u32::from_be_bytes([*a, *b, *c, *d]);
-                let high = std::mem::take(&mut self.dma_high);
+                let high = std::mem::take(&mut self.state.dma_high);
                 self.dma((u64::from(high) << 32) | u64::from(low));
             }
             _ => {}
