@@ -10,6 +10,7 @@ pub mod console;
 pub mod legacy;
 pub mod pci;
 pub mod platform;
+pub mod state;
 #[cfg(test)]
 mod testing;
 pub mod virtio;

@@ -48,6 +48,9 @@ pub trait MsiVectors: Send + Sync + Debug {
 
     /// Whether `vector` was triggered while masked and still waits for delivery.
     fn pending(&self, vector: u16) -> bool;
+
+    /// Forgets a trigger of `vector` that still waits for delivery.
+    fn clear(&self, vector: u16);
 }
 
 /// Doorbells: guest writes to an address that become eventfd signals without an exit to us.

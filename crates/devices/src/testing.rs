@@ -164,6 +164,10 @@ impl MsiVectors for MockMsi {
     fn pending(&self, vector: u16) -> bool {
         lock(&self.0)[usize::from(vector)].pending
     }
+
+    fn clear(&self, vector: u16) {
+        lock(&self.0)[usize::from(vector)].pending = false;
+    }
 }
 
 /// An interrupt line that remembers its level and counts its rises.

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::clock::Clock;
 use crate::bus::BusDevice;
 use crate::platform::{IrqLine, MachineControl, MachineRequest};
+use crate::state::{StateError, ensure};
 
 /// Length of the port range.
 pub const PORT_RANGE: u64 = REGISTERS as u64;
@@ -37,6 +38,8 @@ const BUS_MASTER_RELOAD: u16 = 1 << 1;
 const SLEEP_TYPE_SHIFT: u32 = 10;
 const SLEEP_TYPE_MASK: u16 = 7 << SLEEP_TYPE_SHIFT;
 const SLEEP_ENABLE: u16 = 1 << 13;
+/// Bits of the control register that keep what is written.
+const CONTROL_MASK: u16 = BUS_MASTER_RELOAD | SLEEP_TYPE_MASK;
 
 /// State of an [`AcpiPm`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,18 +73,29 @@ pub struct AcpiPm {
 impl AcpiPm {
     /// A block after power-on.
     pub fn new(config: AcpiPmConfig) -> Self {
-        Self::restore(config, AcpiPmState::default())
-    }
-
-    /// A block that goes on from `state`; its timer goes on from where it stood.
-    pub fn restore(config: AcpiPmConfig, state: AcpiPmState) -> Self {
-        let pm = Self {
+        Self {
             started: config.clock.now(),
             config,
-            state,
-        };
-        pm.update_sci();
-        pm
+            state: AcpiPmState::default(),
+        }
+    }
+
+    /// Takes up a saved state; the timer goes on from where it stood.
+    ///
+    /// # Errors
+    /// Refuses a state that no block gets into.
+    pub fn restore(&mut self, state: &AcpiPmState) -> Result<(), StateError> {
+        for (what, saved, possible) in [
+            ("PM1 status", state.status, POWER_BUTTON),
+            ("PM1 enable", state.enable, ENABLE_MASK),
+            ("PM1 control", state.control, CONTROL_MASK),
+        ] {
+            ensure(saved & !possible == 0, what, saved)?;
+        }
+        self.started = self.config.clock.now();
+        self.state = state.clone();
+        self.update_sci();
+        Ok(())
     }
 
     /// The state to go on from.
@@ -105,11 +119,6 @@ impl AcpiPm {
     pub fn press_power_button(&mut self) {
         self.state.status |= POWER_BUTTON;
         self.update_sci();
-    }
-
-    /// Whether the guest listens to the power button.
-    pub fn power_button_enabled(&self) -> bool {
-        self.state.enable & POWER_BUTTON != 0
     }
 
     fn timer(&self) -> u32 {
@@ -176,6 +185,8 @@ impl BusDevice for AcpiPm {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use proptest::prelude::*;
 
     use super::*;
@@ -226,9 +237,7 @@ mod tests {
         let mut m = machine();
         m.pm.press_power_button();
         assert!(!m.sci.level(), "not enabled yet");
-        assert!(!m.pm.power_button_enabled());
         m.pm.write(2, &POWER_BUTTON.to_le_bytes());
-        assert!(m.pm.power_button_enabled());
         assert!(m.sci.level());
         assert_eq!(inw(&mut m.pm, 0), POWER_BUTTON);
         m.pm.write(0, &0x00ff_u16.to_le_bytes());
@@ -274,7 +283,8 @@ mod tests {
         assert_eq!(timer(&mut m.pm), 3_579_545, "read-only");
         let state = m.pm.state();
         m.clock.advance(Duration::from_secs(1000));
-        let mut restored = AcpiPm::restore(m.config.clone(), state);
+        let mut restored = AcpiPm::new(m.config.clone());
+        restored.restore(&state).unwrap();
         assert_eq!(timer(&mut restored), 3_579_545);
         m.clock.advance(Duration::from_secs(1200));
         let expected = (1201_u64 * 3_579_545) & u64::from(u32::MAX);
@@ -286,12 +296,35 @@ mod tests {
         let mut m = machine();
         m.pm.write(2, &POWER_BUTTON.to_le_bytes());
         m.pm.press_power_button();
-        let state = m.pm.state();
+        let json = serde_json::to_string(&m.pm.state()).unwrap();
         m.pm.reset();
         assert!(!m.sci.level());
         assert_eq!(inw(&mut m.pm, 2), 0);
-        let _restored = AcpiPm::restore(m.config.clone(), state);
+        let mut restored = AcpiPm::new(m.config.clone());
+        restored
+            .restore(&serde_json::from_str(&json).unwrap())
+            .unwrap();
         assert!(m.sci.level());
+        assert_eq!(inw(&mut restored, 0), POWER_BUTTON);
+        restored.write(1, &[1]);
+        assert!(!m.sci.level());
+    }
+
+    #[test]
+    fn states_that_can_not_be_are_refused() {
+        let mut m = machine();
+        let change: [fn(&mut AcpiPmState); 3] = [
+            |state| state.status = 1,
+            |state| state.enable = 2,
+            |state| state.control = SLEEP_ENABLE,
+        ];
+        for change in change {
+            let mut state = m.pm.state();
+            change(&mut state);
+            let error = m.pm.restore(&state).unwrap_err();
+            assert!(matches!(error, StateError::Impossible { .. }), "{error}");
+        }
+        assert_eq!(inw(&mut m.pm, 2), 0);
     }
 
     proptest! {

@@ -12,13 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::bus::BusDevice;
 use crate::platform::{MachineControl, MachineRequest};
+use crate::state::{StateError, ensure};
 
 /// Length of the controller's port range; data is at 0 and command/status at 4.
 ///
 /// Port 0x61 falls in the range but is the kernel's PIT's, which answers before us.
 pub const PORT_RANGE: u64 = 5;
-/// System control port A.
-pub const CONTROL_PORT_A: u16 = 0x92;
 
 const DATA: u64 = 0;
 const COMMAND: u64 = 4;
@@ -82,12 +81,31 @@ pub struct I8042 {
 impl I8042 {
     /// A controller after power-on.
     pub fn new(control: Arc<dyn MachineControl>) -> Self {
-        Self::restore(control, I8042State::default())
+        Self {
+            control,
+            state: I8042State::default(),
+        }
     }
 
-    /// A controller that goes on from `state`.
-    pub fn restore(control: Arc<dyn MachineControl>, state: I8042State) -> Self {
-        Self { control, state }
+    /// Takes up a saved state.
+    ///
+    /// # Errors
+    /// Refuses a state that no controller gets into.
+    pub fn restore(&mut self, state: &I8042State) -> Result<(), StateError> {
+        if let Some(command) = state.pending {
+            let what = "command that the keyboard controller waits to complete";
+            ensure(takes_parameter(command), what, command)?;
+        }
+        if let Some(output) = state.output {
+            let possible = output.status & !(STATUS_AUX | STATUS_TIMEOUT) == 0;
+            let what = "status of the keyboard controller's output";
+            ensure(possible, what, output.status)?;
+        }
+        let port = state.output_port;
+        let possible = port & OUTPUT_NOT_RESET != 0;
+        ensure(possible, "keyboard controller's output port", port)?;
+        self.state = state.clone();
+        Ok(())
     }
 
     /// The state to go on from.
@@ -120,8 +138,7 @@ impl I8042 {
         self.state.pending = None;
         match command {
             0x20 => self.answer(self.state.command_byte, 0),
-            // Parameter follows: command byte, output port, output buffers, auxiliary device.
-            0x60 | 0xd1..=0xd4 => self.state.pending = Some(command),
+            _ if takes_parameter(command) => self.state.pending = Some(command),
             0xa7 => self.state.command_byte |= COMMAND_BYTE_AUX_OFF,
             0xa8 => self.state.command_byte &= !COMMAND_BYTE_AUX_OFF,
             0xa9 | 0xab => self.answer(CLOCK_LINE_STUCK, 0),
@@ -158,6 +175,12 @@ impl I8042 {
             _ => self.answer(RESEND, STATUS_TIMEOUT),
         }
     }
+}
+
+/// Whether a parameter follows `command`: command byte, output port, output buffers or a byte for
+/// the auxiliary device.
+fn takes_parameter(command: u8) -> bool {
+    matches!(command, 0x60 | 0xd1..=0xd4)
 }
 
 impl BusDevice for I8042 {
@@ -202,12 +225,15 @@ impl Default for ControlPortAState {
 impl ControlPortA {
     /// The port after power-on: A20 open.
     pub fn new(control: Arc<dyn MachineControl>) -> Self {
-        Self::restore(control, ControlPortAState::default())
+        Self {
+            control,
+            state: ControlPortAState::default(),
+        }
     }
 
-    /// The port that goes on from `state`.
-    pub fn restore(control: Arc<dyn MachineControl>, state: ControlPortAState) -> Self {
-        Self { control, state }
+    /// Takes up a saved state. The port may have any value.
+    pub fn restore(&mut self, state: &ControlPortAState) {
+        self.state = state.clone();
     }
 
     /// The state to go on from.
@@ -320,6 +346,44 @@ mod tests {
         assert_eq!(control.requests().len(), 3, "only the rising bit resets");
     }
 
+    #[test]
+    fn a_restored_controller_waits_for_the_parameter() {
+        let (mut device, control) = controller();
+        device.write(COMMAND, &[0xd1]);
+        let state = device.state();
+        let (mut restored, _) = controller();
+        restored
+            .restore(&state)
+            .expect("a state of the device itself");
+        restored.write(DATA, &[0xdd]);
+        assert_eq!(command(&mut restored, 0xd0), Some(0xdd));
+        assert_eq!(control.requests(), []);
+
+        let mut port = ControlPortA::new(control.clone());
+        port.write(0, &[0x03]);
+        let mut restored = ControlPortA::new(control.clone());
+        restored.restore(&port.state());
+        restored.write(0, &[0x03]);
+        assert_eq!(control.requests().len(), 1, "the bit has risen already");
+    }
+
+    #[test]
+    fn states_that_can_not_be_are_refused() {
+        let (mut device, _control) = controller();
+        let output = |status| Some(Output { byte: 0, status });
+        let change: [&dyn Fn(&mut I8042State); 3] = [
+            &|state| state.pending = Some(0xaa),
+            &|state| state.output = output(STATUS_OUTPUT_FULL),
+            &|state| state.output_port = 0,
+        ];
+        for change in change {
+            let mut state = device.state();
+            change(&mut state);
+            let refused = device.restore(&state);
+            assert!(matches!(refused, Err(StateError::Impossible { .. })));
+        }
+    }
+
     proptest! {
         #[test]
         fn any_access_is_survived_and_state_restores(
@@ -334,7 +398,8 @@ mod tests {
                 }
                 let json = serde_json::to_string(&device.state()).expect("state serialises");
                 let state = serde_json::from_str(&json).expect("state deserialises");
-                device = I8042::restore(control.clone(), state);
+                device = I8042::new(control.clone());
+                device.restore(&state).expect("a state of the device itself");
                 prop_assert_eq!(serde_json::to_string(&device.state()).ok(), Some(json));
             }
         }

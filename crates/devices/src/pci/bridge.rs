@@ -5,6 +5,7 @@
 
 use super::config_space::{ConfigSpace, ConfigSpaceBuilder, ConfigSpaceState, Identity};
 use super::{DecodedBars, PciFunction, PciSlot};
+use crate::state::StateError;
 
 /// SeaBIOS recognises the machine by the device and looks for fw_cfg only with this subsystem.
 const IDENTITY: Identity = Identity {
@@ -39,6 +40,10 @@ impl HostBridge {
 
     pub(super) fn state(&self) -> ConfigSpaceState {
         self.config.state()
+    }
+
+    pub(super) fn restore(&self, state: &ConfigSpaceState) -> Result<(), StateError> {
+        self.config.restore(state)
     }
 }
 

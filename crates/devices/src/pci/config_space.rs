@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::config_memory::ConfigPage;
 use super::dword::dword_parts;
 use super::{DecodedBar, DecodedBars, PciError, PciSlot};
+use crate::state::{StateError, same};
 
 /// Registers that exist: the header and the capabilities, 256 bytes.
 const REGISTERS: usize = 64;
@@ -170,6 +171,15 @@ impl ConfigSpaceBuilder {
     }
 }
 
+/// Bits of a register that change by themselves.
+fn volatile(register: u8) -> u32 {
+    if register == COMMAND_STATUS {
+        STATUS_INTERRUPT
+    } else {
+        0
+    }
+}
+
 fn set_byte(registers: &mut [u32; REGISTERS], offset: usize, byte: u8) {
     if let Some(register) = registers.get_mut(offset / 4) {
         let shift = offset % 4 * 8;
@@ -239,6 +249,26 @@ impl ConfigSpace {
         ConfigSpaceState {
             registers: (0..).map(|r| self.page.load(r)).take(REGISTERS).collect(),
         }
+    }
+
+    /// Takes up a saved state, but for the interrupt bit of STATUS, which whoever owns the
+    /// function brings up to date.
+    ///
+    /// # Errors
+    /// Refuses the state of a function that differs in what no driver can write.
+    pub fn restore(&self, state: &ConfigSpaceState) -> Result<(), StateError> {
+        let saved = &state.registers;
+        same("number of PCI registers", saved.len(), REGISTERS)?;
+        let fixed = self.initial.iter().zip(&self.writable);
+        for (register, (saved, (initial, writable))) in (0_u8..).zip(saved.iter().zip(fixed)) {
+            let changes = writable | volatile(register);
+            same("PCI register", saved & !changes, initial & !changes)?;
+        }
+        for (register, saved) in (0_u8..).zip(saved) {
+            let mask = !volatile(register);
+            self.page.update(register, mask, *saved);
+        }
+        Ok(())
     }
 }
 

@@ -13,6 +13,7 @@ use super::config_space::ConfigSpaceState;
 use super::dword::dword_parts;
 use super::{DecodedBar, DecodedBars, PciError, PciFunction};
 use crate::bus::{Shared, lock, shared};
+use crate::state::{StateError, ensure};
 
 /// Configuration address register: the access is meant for us.
 const ADDRESS_ENABLE: u32 = 1 << 31;
@@ -204,12 +205,10 @@ impl PciHost {
     pub fn reset_all(&self) {
         self.set_address(0);
         self.reset_control.store(0, Ordering::Relaxed);
-        for (slot, function) in (0..).zip(&self.functions) {
-            if let Some(function) = function {
-                let mut function = lock(function);
-                function.reset();
-                self.set_decoded(slot, &function.decoded());
-            }
+        for (slot, function) in self.present() {
+            let mut function = lock(function);
+            function.reset();
+            self.set_decoded(slot, &function.decoded());
         }
     }
 
@@ -220,6 +219,30 @@ impl PciHost {
             reset_control: self.reset_control(),
             bridge: lock(&self.bridge).state(),
         }
+    }
+
+    /// Takes up a saved state of the bus and the host bridge. Restore the other functions first:
+    /// where their BARs are counts from here on.
+    ///
+    /// # Errors
+    /// Refuses a state that this bus can't be in.
+    pub fn restore(&self, state: &PciHostState) -> Result<(), StateError> {
+        let control = state.reset_control;
+        let what = "PCI reset control register";
+        ensure(control & !RESET_BITS == 0, what, control)?;
+        lock(&self.bridge).restore(&state.bridge)?;
+        self.set_address(state.address);
+        self.reset_control.store(control, Ordering::Relaxed);
+        for (slot, function) in self.present() {
+            let function = lock(function);
+            self.set_decoded(slot, &function.decoded());
+        }
+        Ok(())
+    }
+
+    fn present(&self) -> impl Iterator<Item = (u8, &Mutex<dyn PciFunction>)> {
+        let slots = (0..).zip(&self.functions);
+        slots.filter_map(|(slot, function)| Some((slot, function.as_deref()?)))
     }
 
     fn function(&self, slot: u8) -> Option<&Mutex<dyn PciFunction>> {

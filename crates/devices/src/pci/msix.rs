@@ -12,6 +12,7 @@ use super::config_memory::ConfigPage;
 use super::config_space::ConfigSpaceBuilder;
 use super::dword::dword_parts;
 use crate::platform::{MsiMessage, MsiVectors};
+use crate::state::{StateError, ensure, same};
 
 const CAPABILITY_ID: u8 = 0x11;
 const CONTROL_ENABLE: u32 = 1 << 31;
@@ -193,12 +194,20 @@ impl Msix {
         }
     }
 
+    /// Forgets the interrupts that wait to be unmasked: whoever they were for is gone.
+    pub fn clear_pending(&self) {
+        for (vector, _) in (0..).zip(&self.table) {
+            self.vectors.clear(vector);
+        }
+    }
+
     /// Masks and clears all entries. Message control is configuration space's to reset.
     pub fn reset(&mut self) {
         for (entry, _) in &mut self.table {
             *entry = MsixEntry::default();
         }
         self.update();
+        self.clear_pending();
     }
 
     /// The table and which vectors are pending.
@@ -211,6 +220,31 @@ impl Msix {
                 .filter(|vector| self.vectors.pending(*vector))
                 .collect(),
         }
+    }
+
+    /// Takes up a saved state, once configuration space has its own.
+    ///
+    /// # Errors
+    /// Refuses a state with another number of vectors.
+    pub fn restore(&mut self, state: &MsixState) -> Result<(), StateError> {
+        same(
+            "number of MSI-X vectors",
+            state.table.len(),
+            self.table.len(),
+        )?;
+        for vector in &state.pending {
+            let exists = usize::from(*vector) < self.table.len();
+            ensure(exists, "pending MSI-X vector", *vector)?;
+        }
+        self.clear_pending();
+        for ((entry, _), saved) in self.table.iter_mut().zip(&state.table) {
+            *entry = *saved;
+        }
+        self.update();
+        for vector in &state.pending {
+            self.vectors.trigger(*vector);
+        }
+        Ok(())
     }
 
     fn connect(&mut self, index: usize) {

@@ -24,10 +24,15 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
+use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_ids::{
+    VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_NET, VIRTIO_ID_RNG,
+};
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::GuestMemory;
+use crate::state::StateError;
 
 /// virtio device status bits (virtio 1.2, 2.1).
 pub mod status {
@@ -128,6 +133,47 @@ pub trait VirtioDevice: Send + Debug {
     /// transport calls it at every reset, of the driver as of the machine, on a device that is
     /// not active.
     fn reset(&mut self) {}
+
+    /// What changes while the device runs, beside the queues. The transport asks a device that
+    /// is not active.
+    fn state(&self) -> DeviceState;
+
+    /// Takes up a saved state. The transport calls it on a device that is not active, and
+    /// activates it afterwards if it was.
+    ///
+    /// # Errors
+    /// Refuses the state of another kind of device and one that this device can't be in.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), StateError>;
+}
+
+/// State of a device apart from its queues, by kind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceState {
+    /// Of a disk.
+    Block(block::BlockState),
+    /// Of a console.
+    Console(console::ConsoleState),
+    /// Of a network interface.
+    Net(net::NetState),
+    /// Of an entropy source, which has none.
+    Rng,
+}
+
+impl DeviceState {
+    /// The refusal of this state by a device of type `expected`.
+    fn refused_by(&self, expected: u16) -> StateError {
+        let saved = match self {
+            Self::Block(_) => VIRTIO_ID_BLOCK,
+            Self::Console(_) => VIRTIO_ID_CONSOLE,
+            Self::Net(_) => VIRTIO_ID_NET,
+            Self::Rng => VIRTIO_ID_RNG,
+        };
+        StateError::OtherConfig {
+            what: "virtio device type",
+            saved: saved.into(),
+            expected: expected.into(),
+        }
+    }
 }
 
 /// Device status and config generation, shared by a transport and its notifier.
@@ -156,6 +202,11 @@ impl SharedStatus {
     /// The config generation.
     pub fn generation(&self) -> u32 {
         self.generation.load(Ordering::Acquire)
+    }
+
+    /// Takes up a saved config generation.
+    pub fn set_generation(&self, generation: u32) {
+        self.generation.store(generation, Ordering::Release);
     }
 
     /// Starts a new config generation.

@@ -282,4 +282,19 @@ impl MsiVectors for KvmVectors {
         let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
+
+    fn clear(&self, vector: u16) {
+        let Some(vector) = self.vectors.get(usize::from(vector)) else {
+            return;
+        };
+        let attached = vector
+            .attached
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        // The kernel takes the count of an eventfd that is an irqfd at once.
+        if !*attached {
+            // Fails when there is nothing to forget.
+            let _ = vector.event.read();
+        }
+    }
 }

@@ -32,6 +32,7 @@ use self::registers::{
 use super::clock::Clock;
 use crate::bus::{BusDevice, Shared, lock};
 use crate::platform::IrqLine;
+use crate::state::{StateError, ensure};
 
 /// Length of the port range.
 pub const PORT_RANGE: u64 = 2;
@@ -93,30 +94,35 @@ impl Cmos {
     /// # Errors
     /// Fails when the process may open no more files.
     pub fn new(config: CmosConfig) -> io::Result<Self> {
-        let state = CmosState {
+        Ok(Self {
+            timer: TimerFd::new()?,
             index: 0,
-            cells: Cells::new(config.machine).to_vec(),
+            cells: Cells::new(config.machine),
             offset: 0,
             evaluated: config.clock.now(),
-        };
-        Self::restore(config, &state)
+            config,
+        })
     }
 
-    /// A clock that goes on from `state`; it went on with the host's clock meanwhile.
+    /// Takes up a saved state: the clock went on with the host's clock meanwhile.
     ///
     /// # Errors
-    /// Fails when the process may open no more files.
-    pub fn restore(config: CmosConfig, state: &CmosState) -> io::Result<Self> {
-        let mut cmos = Self {
-            timer: TimerFd::new()?,
-            index: state.index & 0x7f,
-            cells: Cells::restore(&state.cells),
-            offset: state.offset,
-            evaluated: state.evaluated,
-            config,
-        };
-        cmos.tick();
-        Ok(cmos)
+    /// Refuses a state that no chip gets into.
+    pub fn restore(&mut self, state: &CmosState) -> Result<(), StateError> {
+        ensure(state.index <= 0x7f, "CMOS index", state.index)?;
+        let cells = Cells::restore(&state.cells);
+        let number = state.cells.len();
+        self.cells = cells.ok_or(StateError::Impossible {
+            what: "number of CMOS cells",
+            saved: number as u64,
+        })?;
+        self.index = state.index;
+        self.offset = state.offset;
+        self.evaluated = state.evaluated;
+        let waits = self.cells.has_flag(FLAG_IRQ);
+        self.config.irq.set_level(waits);
+        self.tick();
+        Ok(())
     }
 
     /// The state to go on from.

@@ -86,13 +86,9 @@ impl Cells {
         cells
     }
 
-    /// The cells of a saved state; missing ones are zero.
-    pub(super) fn restore(saved: &[u8]) -> Self {
-        let mut cells = Self([0; COUNT]);
-        for (cell, byte) in cells.0.iter_mut().zip(saved) {
-            *cell = *byte;
-        }
-        cells
+    /// The cells of a saved state, if there are as many.
+    pub(super) fn restore(saved: &[u8]) -> Option<Self> {
+        saved.try_into().ok().map(Self)
     }
 
     pub(super) fn to_vec(&self) -> Vec<u8> {

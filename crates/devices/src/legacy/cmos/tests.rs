@@ -251,12 +251,48 @@ fn restore_goes_on_with_time_and_pending_alarm() {
     let state: CmosState = serde_json::from_str(&json).unwrap();
     assert_eq!(state, m.cmos.state());
     m.clock.set(Duration::from_secs(NOW + 20));
-    let mut restored = Cmos::restore(m.config.clone(), &state).unwrap();
+    let mut restored = Cmos::new(m.config.clone()).unwrap();
+    restored.restore(&state).unwrap();
     assert!(m.irq.level(), "the alarm passed while the machine was away");
     assert_eq!(
         time(&mut restored),
         [0x20, 0x30, 0x03, 0x01, 0x00, 0x00, 0x10]
     );
+}
+
+#[test]
+fn restore_keeps_the_line_up_until_the_guest_reads_why() {
+    let mut m = machine();
+    set(&mut m.cmos, REGISTER_B, 0x12);
+    m.clock.advance(Duration::from_secs(1));
+    m.cmos.tick();
+    // Disabling the interrupt does not take back one that is there.
+    set(&mut m.cmos, REGISTER_B, 0x02);
+    let state = m.cmos.state();
+    m.cmos.reset();
+    assert!(!m.irq.level());
+    let mut restored = Cmos::new(m.config.clone()).unwrap();
+    restored.restore(&state).unwrap();
+    assert!(m.irq.level());
+    assert_ne!(get(&mut restored, REGISTER_C) & FLAG_IRQ, 0);
+    assert!(!m.irq.level());
+}
+
+#[test]
+fn states_that_can_not_be_are_refused() {
+    let mut m = machine();
+    for cells in [0, 127, 129] {
+        let state = CmosState {
+            cells: vec![0; cells],
+            ..m.cmos.state()
+        };
+        m.cmos.restore(&state).unwrap_err();
+    }
+    let state = CmosState {
+        index: 0x80,
+        ..m.cmos.state()
+    };
+    m.cmos.restore(&state).unwrap_err();
 }
 
 #[test]
@@ -309,8 +345,24 @@ proptest! {
             m.cmos.tick();
             prop_assert_eq!(m.irq.level(), m.cmos.cells.has_flag(FLAG_IRQ));
         }
-        let state = m.cmos.state();
-        let restored = Cmos::restore(m.config.clone(), &state).unwrap();
-        prop_assert_eq!(restored.state().cells.len(), 128);
+    }
+
+    #[test]
+    fn any_saved_clock_is_survived(
+        cells in proptest::collection::vec(any::<u8>(), 128),
+        index in 0u8..0x80,
+        offset in any::<i64>(),
+        evaluated in (any::<u64>(), 0u32..1_000_000_000),
+    ) {
+        let mut m = machine();
+        let evaluated = Duration::new(evaluated.0, evaluated.1);
+        m.cmos.restore(&CmosState { index, cells, offset, evaluated }).unwrap();
+        prop_assert_eq!(m.irq.level(), m.cmos.cells.has_flag(FLAG_IRQ));
+        for index in 0..0x80 {
+            get(&mut m.cmos, index);
+        }
+        set(&mut m.cmos, REGISTER_B, 0x76);
+        m.clock.advance(Duration::from_secs(1));
+        m.cmos.tick();
     }
 }

@@ -22,6 +22,7 @@ use vm_superio::serial::NoEvents;
 use crate::bus::{BusDevice, Shared, lock};
 use crate::console::{ConsoleInput, ConsoleSink};
 use crate::platform::IrqLine;
+use crate::state::{StateError, ensure};
 
 /// Length of the port range.
 pub const PORT_RANGE: u64 = 8;
@@ -51,14 +52,6 @@ pub struct SerialConfig {
     pub sink: Arc<dyn ConsoleSink>,
     /// Where the guest's input comes from.
     pub input: Arc<ConsoleInput>,
-}
-
-/// Why a saved serial port can't be restored.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum SerialError {
-    /// More received bytes than the FIFO holds.
-    #[error("The saved serial port has {0} received bytes where {FIFO} fit")]
-    FifoOverrun(usize),
 }
 
 /// State of a [`Serial`].
@@ -125,12 +118,17 @@ impl Serial {
         Self { config, uart }
     }
 
-    /// A serial port that goes on from `state`.
+    /// Takes up a saved state. An interrupt that it has is raised once more: the controllers have
+    /// seen it, but an edge too many is one that the driver finds no cause for.
     ///
     /// # Errors
-    /// Fails when `state` holds more received bytes than fit.
-    pub fn restore(config: SerialConfig, state: SerialState) -> Result<Self, SerialError> {
+    /// Refuses a state that no port gets into.
+    pub fn restore(&mut self, state: &SerialState) -> Result<(), StateError> {
         let received = state.received.len();
+        ensure(received <= FIFO, "number of received bytes", received)?;
+        let ready = state.line_status & DATA_READY != 0;
+        let what = "line status of the serial port";
+        ensure(ready == (received > 0), what, state.line_status)?;
         let saved = vm_superio::SerialState {
             baud_divisor_low: state.divisor[0],
             baud_divisor_high: state.divisor[1],
@@ -141,13 +139,14 @@ impl Serial {
             modem_control: state.modem_control,
             modem_status: state.modem_status,
             scratch: state.scratch,
-            in_buffer: state.received,
+            in_buffer: state.received.clone(),
         };
-        let edge = Edge(config.irq.clone());
-        let transmitter = Transmitter(config.sink.clone());
-        let uart = Uart::from_state(&saved, edge, NoEvents, transmitter)
-            .map_err(|_| SerialError::FifoOverrun(received))?;
-        Ok(Self { config, uart })
+        let edge = Edge(self.config.irq.clone());
+        let transmitter = Transmitter(self.config.sink.clone());
+        self.uart = Uart::from_state(&saved, edge, NoEvents, transmitter)
+            .map_err(|error| StateError::Host(io::Error::other(error)))?;
+        self.receive();
+        Ok(())
     }
 
     /// The state to go on from. Input that still waits outside the FIFO is not part of it.

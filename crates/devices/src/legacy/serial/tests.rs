@@ -193,19 +193,34 @@ fn state_restores_with_unread_bytes_and_interrupt() {
     inb(&mut m.serial, DATA);
     let json = serde_json::to_string(&m.serial.state()).unwrap();
     let state: SerialState = serde_json::from_str(&json).unwrap();
-    let mut restored = Serial::restore(m.serial.config.clone(), state.clone()).unwrap();
+    let mut restored = Serial::new(m.serial.config.clone());
+    restored.restore(&state).unwrap();
     assert_eq!(restored.state(), state);
     assert_eq!(inb(&mut restored, SCRATCH), 9);
     assert_eq!(drain(&mut restored, usize::MAX), b"bc");
-    let overrun = SerialState {
-        received: vec![0; 65],
-        ..state
-    };
-    let got = Serial::restore(m.serial.config.clone(), overrun).map(drop);
-    assert_eq!(got, Err(SerialError::FifoOverrun(65)));
+    for received in [65, 0] {
+        let state = SerialState {
+            received: vec![0; received],
+            ..state.clone()
+        };
+        restored.restore(&state).unwrap_err();
+    }
     m.serial.reset();
     assert_eq!(drain(&mut m.serial, usize::MAX), b"");
     assert_eq!(inb(&mut m.serial, SCRATCH), 0);
+}
+
+#[test]
+fn a_restored_port_takes_input_that_waits() {
+    let mut m = machine();
+    outb(&mut m.serial, INTERRUPT_ENABLE, ENABLE_RECEIVED);
+    let state = m.serial.state();
+    let rises = m.irq.rises();
+    m.input.push(b"typed");
+    let mut restored = Serial::new(m.serial.config.clone());
+    restored.restore(&state).unwrap();
+    assert_eq!(m.irq.rises(), rises + 1);
+    assert_eq!(drain(&mut restored, usize::MAX), b"typed");
 }
 
 #[test]
@@ -218,7 +233,35 @@ fn input_beyond_the_fifo_survives_a_reset() {
     assert_eq!(drain(&mut m.serial, usize::MAX), b"later");
 }
 
+fn registers() -> impl Strategy<Value = SerialState> {
+    let received = proptest::collection::vec(any::<u8>(), 0..=FIFO);
+    (any::<[u8; 9]>(), received).prop_map(|(r, received)| SerialState {
+        divisor: [r[0], r[1]],
+        interrupt_enable: r[2],
+        interrupt_id: r[3],
+        line_control: r[4],
+        line_status: r[5] & !DATA_READY | u8::from(!received.is_empty()),
+        modem_control: r[6],
+        modem_status: r[7],
+        scratch: r[8],
+        received,
+    })
+}
+
 proptest! {
+    #[test]
+    fn any_saved_port_is_survived(state in registers(), accesses in any::<[(u8, u8); 16]>()) {
+        let mut m = machine();
+        m.serial.restore(&state).unwrap();
+        m.input.push(&[b'x'; 100]);
+        for (register, byte) in accesses {
+            m.serial.receive();
+            inb(&mut m.serial, register % 8);
+            outb(&mut m.serial, register % 8, byte);
+        }
+        prop_assert!(m.serial.state().received.len() <= FIFO);
+    }
+
     #[test]
     fn any_access_is_survived(
         steps in proptest::collection::vec((0u64..9, any::<bool>(), any::<u8>(), 1usize..5), 0..300)

@@ -17,8 +17,9 @@ use zerocopy::IntoBytes;
 use super::config::{ConfigSpace, WRITEBACK_OFFSET};
 use super::request::{Executor, SERIAL_LEN};
 use super::worker::Worker;
+use crate::state::StateError;
 use crate::virtio::ring::{Halt, RING_FEATURES, Ring};
-use crate::virtio::{Activation, ActiveQueue, VirtioDevice, config_space};
+use crate::virtio::{Activation, ActiveQueue, DeviceState, VirtioDevice, config_space};
 
 /// Entries of each queue.
 const QUEUE_SIZE: u16 = 256;
@@ -73,17 +74,6 @@ impl Block {
             workers: Vec::new(),
             halt: Halt::default(),
         }
-    }
-
-    /// A disk as it was when `state` was taken.
-    pub fn restore(
-        config: BlockConfig,
-        backend: Arc<dyn BlockBackend>,
-        state: &BlockState,
-    ) -> Self {
-        let block = Self::new(config, backend);
-        block.writeback.store(state.writeback, Ordering::Release);
-        block
     }
 
     /// The present state.
@@ -200,6 +190,18 @@ impl VirtioDevice for Block {
 
     fn reset(&mut self) {
         self.writeback.store(true, Ordering::Release);
+    }
+
+    fn state(&self) -> DeviceState {
+        DeviceState::Block(self.state())
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
+        let DeviceState::Block(state) = state else {
+            return Err(state.refused_by(self.device_type()));
+        };
+        self.writeback.store(state.writeback, Ordering::Release);
+        Ok(())
     }
 }
 

@@ -12,9 +12,10 @@ use super::handler::{Handler, Port};
 use crate::bus::lock;
 use crate::console::{ConsoleInput, ConsoleSink};
 use crate::platform::DeviceLoop;
+use crate::state::StateError;
 use crate::virtio::on_loop::OnLoop;
 use crate::virtio::ring::{Halt, RING_FEATURES, Ring};
-use crate::virtio::{Activation, ActiveQueue, Notifier, VirtioDevice, config_space};
+use crate::virtio::{Activation, ActiveQueue, DeviceState, Notifier, VirtioDevice, config_space};
 
 /// VIRTIO_CONSOLE_F_SIZE: the config space has the terminal's size.
 const FEATURE_SIZE: u64 = 1 << 0;
@@ -44,7 +45,7 @@ pub struct ConsoleConfig {
     pub size: TerminalSize,
 }
 
-/// What changes while a console runs.
+/// What changes while a console runs. Input that the guest has not read is no part of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConsoleState {
     /// The terminal's size.
@@ -107,23 +108,6 @@ impl Console {
             device_loop,
             handler: None,
             halt: Halt::default(),
-        }
-    }
-
-    /// A console as it was when `state` was taken.
-    pub fn restore(
-        config: ConsoleConfig,
-        device_loop: Arc<dyn DeviceLoop>,
-        state: &ConsoleState,
-    ) -> Self {
-        let size = state.size;
-        Self::new(ConsoleConfig { size, ..config }, device_loop)
-    }
-
-    /// The present state.
-    pub fn state(&self) -> ConsoleState {
-        ConsoleState {
-            size: lock(&self.terminal).size,
         }
     }
 
@@ -205,6 +189,20 @@ impl VirtioDevice for Console {
             .flatten()
             .map(|port| port.ring.into_queue())
             .collect()
+    }
+
+    fn state(&self) -> DeviceState {
+        let size = lock(&self.terminal).size;
+        DeviceState::Console(ConsoleState { size })
+    }
+
+    /// The terminal is of the size that the guest knows until [`Resizer::resize`] tells another.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
+        let DeviceState::Console(state) = state else {
+            return Err(state.refused_by(self.device_type()));
+        };
+        lock(&self.terminal).size = state.size;
+        Ok(())
     }
 }
 

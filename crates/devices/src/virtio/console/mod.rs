@@ -9,6 +9,6 @@ mod device;
 mod handler;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use device::{Console, ConsoleConfig, ConsoleState, Resizer, TerminalSize};

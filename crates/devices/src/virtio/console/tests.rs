@@ -7,12 +7,12 @@ use crate::bus::lock;
 use crate::console::{ConsoleInput, ConsoleSink};
 use crate::testing::{MockNotifier, PATIENCE, TestLoop, guest_memory};
 use crate::virtio::driver::{Driver, RINGS, readable, writable};
-use crate::virtio::{Activation, ActiveQueue, VirtioDevice};
+use crate::virtio::{Activation, ActiveQueue, DeviceState, VirtioDevice};
 
 const DATA: u64 = 0x20_0000;
 
 #[derive(Debug, Default)]
-struct Screen {
+pub(crate) struct Screen {
     text: Mutex<Vec<u8>>,
     changed: Condvar,
 }
@@ -25,7 +25,8 @@ impl ConsoleSink for Screen {
 }
 
 impl Screen {
-    fn wait(&self, len: usize) -> Vec<u8> {
+    /// Waits for `len` bytes of text, and gives all there is.
+    pub(crate) fn wait(&self, len: usize) -> Vec<u8> {
         let text = lock(&self.text);
         let (text, _) = self
             .changed
@@ -145,10 +146,14 @@ fn a_resize_changes_the_config_space() {
     let mut space = [0xff; 14];
     rig.console.read_config(0, &mut space);
     assert_eq!(space, [132, 0, 50, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]);
-    assert_eq!(rig.console.state(), ConsoleState { size });
     rig.console.deactivate();
+    let state = DeviceState::Console(ConsoleState { size });
+    assert_eq!(rig.console.state(), state);
     resizer.resize(TerminalSize::default());
     assert_eq!(rig.notifier.log().config, 2, "no driver to tell");
+    rig.console.restore(&state).unwrap();
+    assert_eq!(rig.console.state(), state);
+    rig.console.restore(&DeviceState::Rng).unwrap_err();
 }
 
 #[test]

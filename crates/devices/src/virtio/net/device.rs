@@ -21,9 +21,10 @@ use super::pair::Pair;
 use super::rx::{HEADER, MAX_FRAME, MIN_FRAME, RxQueue};
 use super::tx::TxQueue;
 use crate::platform::DeviceLoop;
+use crate::state::{StateError, ensure};
 use crate::virtio::on_loop::OnLoop;
 use crate::virtio::ring::{Halt, RING_FEATURES, Ring};
-use crate::virtio::{Activation, ActiveQueue, VirtioDevice, config_space};
+use crate::virtio::{Activation, ActiveQueue, DeviceState, VirtioDevice, config_space};
 
 /// Entries of each queue.
 const QUEUE_SIZE: u16 = 256;
@@ -60,6 +61,8 @@ pub struct NetConfig {
 pub struct NetState {
     /// Queue pairs that the driver wants used.
     pub enabled_pairs: u16,
+    /// Whether the driver sees the link up.
+    pub link_up: bool,
 }
 
 /// Counters of an interface since it was built.
@@ -162,6 +165,8 @@ pub struct Net {
     pairs: Vec<OnLoop<Pair>>,
     control: Option<OnLoop<Control>>,
     halt: Halt,
+    /// The driver saw the link down when it was saved, and is to be told that it is up here.
+    link_untold: bool,
 }
 
 impl Net {
@@ -203,25 +208,7 @@ impl Net {
             pairs: Vec::new(),
             control: None,
             halt: Halt::default(),
-        }
-    }
-
-    /// An interface as it was when `state` was taken.
-    pub fn restore(
-        config: NetConfig,
-        backends: Vec<Box<dyn NetBackend>>,
-        device_loop: Arc<dyn DeviceLoop>,
-        state: &NetState,
-    ) -> Self {
-        let net = Self::new(config, backends, device_loop);
-        net.shared.enable_pairs(state.enabled_pairs);
-        net
-    }
-
-    /// The present state.
-    pub fn state(&self) -> NetState {
-        NetState {
-            enabled_pairs: self.shared.enabled_pairs.load(Ordering::Acquire),
+            link_untold: false,
         }
     }
 
@@ -242,6 +229,9 @@ impl Net {
 
     /// Sorts the queues to pairs and starts a handler for each.
     fn start(&mut self, activation: Activation) -> io::Result<()> {
+        if std::mem::take(&mut self.link_untold) {
+            activation.notifier.config();
+        }
         let features = activation.features;
         let mergeable = features & (1 << VIRTIO_NET_F_MRG_RXBUF) != 0;
         let multi = features & (1 << VIRTIO_NET_F_MQ) != 0;
@@ -385,6 +375,26 @@ impl VirtioDevice for Net {
 
     fn reset(&mut self) {
         self.shared.enable_pairs(1);
+        self.link_untold = false;
+    }
+
+    fn state(&self) -> DeviceState {
+        let up = self.shared.link_up.load(Ordering::Acquire);
+        DeviceState::Net(NetState {
+            enabled_pairs: self.shared.enabled_pairs.load(Ordering::Acquire),
+            link_up: up && !self.link_untold,
+        })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
+        let DeviceState::Net(state) = state else {
+            return Err(state.refused_by(self.device_type()));
+        };
+        let enabled = self.shared.enable_pairs(state.enabled_pairs);
+        let what = "number of enabled queue pairs";
+        ensure(enabled, what, state.enabled_pairs)?;
+        self.link_untold = !state.link_up;
+        Ok(())
     }
 }
 

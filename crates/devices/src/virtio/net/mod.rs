@@ -17,7 +17,7 @@ mod rx;
 mod tx;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use backend::{GuestOffloads, MAX_PARTS, NetBackend};
 pub use device::{Net, NetConfig, NetState, NetStats};

@@ -13,7 +13,7 @@ use super::{GuestOffloads, MAX_PARTS, Net, NetBackend, NetConfig, NetState};
 use crate::bus::lock;
 use crate::testing::{MockNotifier, PATIENCE, TestLoop, guest_memory};
 use crate::virtio::driver::{Driver, RINGS, readable, writable};
-use crate::virtio::{Activation, ActiveQueue, VirtioDevice};
+use crate::virtio::{Activation, ActiveQueue, DeviceState, VirtioDevice};
 
 const MEMORY: usize = 8 << 20;
 const DATA: u64 = 0x20_0000;
@@ -21,11 +21,27 @@ const HEADER: usize = 12;
 
 /// A host end of datagrams: as a tap in that each is a frame and the queue is short.
 #[derive(Debug)]
-struct Datagrams {
+pub(crate) struct Datagrams {
     socket: UnixDatagram,
     vnet_header: bool,
     scratch: Vec<u8>,
     offloads: Arc<Mutex<Option<GuestOffloads>>>,
+}
+
+impl Datagrams {
+    /// The far end and the backend.
+    pub(crate) fn pair(vnet_header: bool) -> (UnixDatagram, Self) {
+        let (host, socket) = UnixDatagram::pair().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        host.set_read_timeout(Some(PATIENCE)).unwrap();
+        let backend = Self {
+            socket,
+            vnet_header,
+            scratch: vec![0; 0x2_0000],
+            offloads: Arc::default(),
+        };
+        (host, backend)
+    }
 }
 
 impl NetBackend for Datagrams {
@@ -85,20 +101,14 @@ impl Rig {
     }
 
     fn with(pairs: u16, vnet_header: bool, features: u64) -> Self {
-        let offloads = Arc::default();
+        let offloads = Arc::<Mutex<_>>::default();
         let mut hosts = Vec::new();
         let mut backends: Vec<Box<dyn NetBackend>> = Vec::new();
         for _ in 0..pairs {
-            let (host, socket) = UnixDatagram::pair().unwrap();
-            socket.set_nonblocking(true).unwrap();
-            host.set_read_timeout(Some(PATIENCE)).unwrap();
+            let (host, mut backend) = Datagrams::pair(vnet_header);
+            backend.offloads = Arc::clone(&offloads);
             hosts.push(host);
-            backends.push(Box::new(Datagrams {
-                socket,
-                vnet_header,
-                scratch: vec![0; 0x2_0000],
-                offloads: Arc::clone(&offloads),
-            }));
+            backends.push(Box::new(backend));
         }
         let config = NetConfig {
             name: "net0".into(),
@@ -404,11 +414,43 @@ fn the_driver_chooses_how_many_pairs_are_used() {
     assert!(rig.drivers[second].take_used().is_none());
     assert_eq!(command(4, 2), 0);
     assert_eq!(rig.drivers[second].wait_used(), (0, 100));
-    assert_eq!(rig.net.state(), NetState { enabled_pairs: 2 });
     rig.net.deactivate();
-    assert_eq!(rig.net.state(), NetState { enabled_pairs: 2 });
+    assert_eq!(rig.net.state(), state(2, true));
     rig.net.reset();
-    assert_eq!(rig.net.state(), NetState { enabled_pairs: 1 });
+    assert_eq!(rig.net.state(), state(1, true));
+    rig.net.restore(&state(3, true)).unwrap();
+    assert_eq!(rig.net.state(), state(3, true));
+    for refused in [state(0, true), state(4, true), DeviceState::Rng] {
+        rig.net.restore(&refused).unwrap_err();
+    }
+}
+
+fn state(enabled_pairs: u16, link_up: bool) -> DeviceState {
+    DeviceState::Net(NetState {
+        enabled_pairs,
+        link_up,
+    })
+}
+
+#[test]
+fn a_driver_that_saw_the_link_down_is_told_that_it_is_up_again() {
+    let mut rig = Rig::new(true);
+    rig.hosts.clear();
+    rig.tx().add(&[readable(DATA, 100)]);
+    rig.tx().kick();
+    rig.notifier.wait(|log| log.config == 1);
+    rig.net.deactivate();
+    let saved = rig.net.state();
+    assert_eq!(saved, state(1, false));
+
+    let mut rig = Rig::new(true);
+    rig.net.deactivate();
+    rig.net.restore(&saved).unwrap();
+    assert_eq!(rig.net.state(), saved);
+    rig.activate(u64::MAX);
+    assert_eq!(rig.notifier.log().config, 1);
+    rig.net.deactivate();
+    assert_eq!(rig.net.state(), state(1, true));
 }
 
 #[test]

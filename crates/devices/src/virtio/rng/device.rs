@@ -8,9 +8,10 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use vm_memory::VolatileSlice;
 
 use crate::platform::DeviceLoop;
+use crate::state::StateError;
 use crate::virtio::on_loop::OnLoop;
 use crate::virtio::ring::{Chain, Halt, Outcome, RING_FEATURES, Ring};
-use crate::virtio::{Activation, ActiveQueue, DriverError, VirtioDevice};
+use crate::virtio::{Activation, ActiveQueue, DeviceState, DriverError, VirtioDevice};
 
 const QUEUE_SIZES: [u16; 1] = [64];
 
@@ -78,6 +79,17 @@ impl VirtioDevice for Rng {
             .map(|handler| handler.ring.into_queue())
             .into_iter()
             .collect()
+    }
+
+    fn state(&self) -> DeviceState {
+        DeviceState::Rng
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
+        match state {
+            DeviceState::Rng => Ok(()),
+            other => Err(other.refused_by(self.device_type())),
+        }
     }
 }
 

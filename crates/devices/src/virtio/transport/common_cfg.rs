@@ -13,6 +13,7 @@ use virtio_queue::{Queue, QueueState, QueueT};
 use super::interrupts::Interrupts;
 use super::layout::COMMON;
 use crate::GuestMemory;
+use crate::state::{StateError, ensure, same};
 use crate::virtio::{ActiveQueue, DriverError, status};
 
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
@@ -31,9 +32,9 @@ pub struct QueueSetup {
     pub driver: u64,
     /// Guest-physical address of the used ring.
     pub device: u64,
-    /// Position in the available ring; zero until the device gave the queue back.
+    /// Position in the available ring when the device was last suspended.
     pub next_avail: u16,
-    /// Position in the used ring; zero until the device gave the queue back.
+    /// Position in the used ring when the device was last suspended.
     pub next_used: u16,
 }
 
@@ -99,6 +100,27 @@ impl CommonCfg {
 
     pub(super) fn state(&self) -> &CommonState {
         &self.state
+    }
+
+    /// Takes up a saved state of a device whose status is up to date. What the queues have for
+    /// addresses shows when they are built.
+    pub(super) fn restore(&mut self, state: &CommonState) -> Result<(), StateError> {
+        let (saved, expected) = (state.queues.len(), self.max_sizes.len());
+        same("number of virtio queues", saved, expected)?;
+        for (queue, max_size) in state.queues.iter().zip(&self.max_sizes) {
+            let fits = queue.size.is_power_of_two() && queue.size <= *max_size;
+            ensure(fits, "size of a virtio queue", queue.size)?;
+        }
+        let negotiated = self.interrupts.status().get() & status::FEATURES_OK != 0;
+        let features = state.driver_features;
+        if negotiated {
+            let missing = features & !self.offered;
+            same("set of virtio features that are missing", missing, 0_u64)?;
+            let modern = features & VERSION_1 != 0;
+            ensure(modern, "set of accepted virtio features", features)?;
+        }
+        self.state = state.clone();
+        Ok(())
     }
 
     /// The features that the driver asked for.

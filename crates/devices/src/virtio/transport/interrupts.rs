@@ -9,10 +9,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 use crate::pci::config_memory::ConfigPage;
 use crate::pci::config_space::{COMMAND_INTX_DISABLE, COMMAND_STATUS, STATUS_INTERRUPT};
 use crate::pci::msix::MsixControl;
 use crate::platform::{IrqLine, MsiVectors};
+use crate::state::{StateError, ensure, same};
 use crate::virtio::{DriverError, Notifier, SharedStatus, status};
 
 /// No MSI-X vector is assigned.
@@ -20,6 +23,29 @@ pub(super) const NO_VECTOR: u16 = 0xffff;
 
 const ISR_QUEUE: u8 = 1;
 const ISR_CONFIG: u8 = 2;
+
+/// Every bit of device status.
+const STATUS: u8 = status::ACKNOWLEDGE
+    | status::DRIVER
+    | status::DRIVER_OK
+    | status::FEATURES_OK
+    | status::DEVICE_NEEDS_RESET
+    | status::FAILED;
+
+/// What a function tells its driver, beside the interrupt line and MSI-X.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterruptState {
+    /// Device status.
+    pub status: u8,
+    /// Config generation.
+    pub generation: u32,
+    /// ISR status.
+    pub isr: u8,
+    /// MSI-X vector of config changes.
+    pub config_vector: u16,
+    /// MSI-X vector of each queue.
+    pub queue_vectors: Vec<u16>,
+}
 
 /// The way of one virtio function to its driver.
 #[derive(Debug)]
@@ -118,6 +144,40 @@ impl Interrupts {
             vector.store(NO_VECTOR, Ordering::Release);
         }
         self.sync_line();
+    }
+
+    pub(super) fn state(&self) -> InterruptState {
+        let load = |vector: &AtomicU16| vector.load(Ordering::Acquire);
+        InterruptState {
+            status: self.status.get(),
+            generation: self.status.generation(),
+            isr: self.isr(),
+            config_vector: self.config_vector(),
+            queue_vectors: self.queue_vectors.iter().map(load).collect(),
+        }
+    }
+
+    /// Takes up a saved state and sets the line. Configuration space has its own by now.
+    pub(super) fn restore(&self, state: &InterruptState) -> Result<(), StateError> {
+        let bits = state.status;
+        let negotiated = bits & status::FEATURES_OK != 0 || bits & status::DRIVER_OK == 0;
+        ensure(bits & !STATUS == 0 && negotiated, "virtio status", bits)?;
+        let isr = state.isr;
+        ensure(isr & !(ISR_QUEUE | ISR_CONFIG) == 0, "ISR status", isr)?;
+        let (saved, expected) = (state.queue_vectors.len(), self.queue_vectors.len());
+        same("number of virtio queues", saved, expected)?;
+        for vector in state.queue_vectors.iter().chain([&state.config_vector]) {
+            ensure(self.existing(*vector) == *vector, "MSI-X vector", *vector)?;
+        }
+        self.status.set(bits);
+        self.status.set_generation(state.generation);
+        self.isr.store(isr, Ordering::SeqCst);
+        self.set_config_vector(state.config_vector);
+        for (index, vector) in (0..).zip(&state.queue_vectors) {
+            self.set_queue_vector(index, *vector);
+        }
+        self.sync_line();
+        Ok(())
     }
 
     /// Sets DEVICE_NEEDS_RESET and interrupts a driver that is up.

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use common_cfg::{CommonState, QueueSetup};
+pub use interrupts::InterruptState;
 
 use common_cfg::CommonCfg;
 use doorbells::QueueDoorbells;
@@ -30,12 +31,13 @@ use interrupts::Interrupts;
 use layout::{BAR, COMMON, DEVICE, ISR, MSIX_PENDING, MSIX_TABLE, NOTIFY, NOTIFY_STRIDE};
 use window::{ConfigWindow, WindowEvent};
 
-use super::{Activation, ActiveQueue, Notifier, VirtioDevice, status};
+use super::{Activation, ActiveQueue, DeviceState, DriverError, Notifier, VirtioDevice, status};
 use crate::GuestMemory;
 use crate::pci::config_space::{ConfigSpace, ConfigSpaceState};
 use crate::pci::msix::{Msix, MsixState};
 use crate::pci::{DecodedBars, PciError, PciFunction, PciSlot};
 use crate::platform::{IrqLine, MsiVectors, Platform};
+use crate::state::{StateError, ensure};
 
 /// Status bits that the driver may set.
 const DRIVER_STATUS: u8 = status::ACKNOWLEDGE | status::DRIVER | status::FAILED;
@@ -84,6 +86,17 @@ pub struct VirtioPciConfig {
     pub bar_address: Option<u32>,
 }
 
+/// What the device does with its driver's queues.
+#[derive(Debug)]
+enum Service {
+    /// There is no driver, or one whose queues can't be served.
+    Idle,
+    /// Serves them.
+    Running,
+    /// Has given them back until it goes on.
+    Suspended(Vec<ActiveQueue>),
+}
+
 /// A virtio device as a PCI function.
 #[derive(Debug)]
 pub struct VirtioPci {
@@ -95,8 +108,7 @@ pub struct VirtioPci {
     common: CommonCfg,
     interrupts: Arc<Interrupts>,
     doorbells: QueueDoorbells,
-    /// The device serves its queues.
-    active: bool,
+    service: Service,
 }
 
 impl VirtioPci {
@@ -155,35 +167,83 @@ impl VirtioPci {
             msix,
             interrupts,
             device,
-            active: false,
+            service: Service::Idle,
         })
     }
 
-    /// The function's state with the queues' positions.
+    /// Stops the device with nothing in flight and gives the function's state. It leaves guest
+    /// memory alone until [`VirtioPci::resume`], so memory that is saved meanwhile fits the state.
     ///
-    /// A running device is stopped for that and started again; call this with the vCPUs paused.
-    pub fn state(&mut self) -> VirtioPciState {
-        if self.active {
+    /// Call this with the vCPUs paused.
+    pub fn suspend(&mut self) -> VirtioPciState {
+        if let Service::Running = self.service {
             let queues = self.device.deactivate();
             self.common.record_positions(&queues);
-            let indices: Vec<_> = queues.iter().map(|queue| queue.index.into()).collect();
-            self.start(queues);
-            for index in indices {
-                self.doorbells.ring(index);
-            }
+            // One that broke down must not be tried again before its driver resets it.
+            let broken = self.interrupts.status().get() & status::DEVICE_NEEDS_RESET != 0;
+            self.service = if broken {
+                Service::Idle
+            } else {
+                Service::Suspended(queues)
+            };
+            self.place_doorbells();
         }
         VirtioPciState {
             config: self.config.state(),
             msix: self.msix.state(),
-            status: self.interrupts.status().get(),
-            generation: self.interrupts.status().generation(),
-            isr: self.interrupts.isr(),
-            config_vector: self.interrupts.config_vector(),
-            queue_vectors: (0..)
-                .zip(&self.common.state().queues)
-                .map(|(index, _)| self.interrupts.queue_vector(index))
-                .collect(),
+            interrupts: self.interrupts.state(),
             common: self.common.state().clone(),
+            active: matches!(self.service, Service::Suspended(_)),
+            device: self.device.state(),
+        }
+    }
+
+    /// Takes up a state that [`VirtioPci::suspend`] gave. An active device is suspended then: let
+    /// it go on by [`VirtioPci::resume`] once memory and interrupt controllers have their state.
+    ///
+    /// Call this with the vCPUs paused, and [`PciHost::restore`](crate::pci::PciHost::restore)
+    /// afterwards.
+    ///
+    /// # Errors
+    /// Refuses a state that this function can't be in; it is as after power-on then.
+    pub fn restore(&mut self, state: &VirtioPciState) -> Result<(), StateError> {
+        self.reset();
+        let restored = self.take_up(state);
+        if restored.is_err() {
+            self.reset();
+        }
+        restored
+    }
+
+    fn take_up(&mut self, state: &VirtioPciState) -> Result<(), StateError> {
+        self.config.restore(&state.config)?;
+        self.msix.restore(&state.msix)?;
+        self.interrupts.restore(&state.interrupts)?;
+        self.common.restore(&state.common)?;
+        self.device.restore(&state.device)?;
+        if state.active {
+            let bits = self.interrupts.status().get();
+            let works = status::DRIVER_OK | status::DEVICE_NEEDS_RESET;
+            let works = bits & works == status::DRIVER_OK;
+            ensure(works, "status of an active virtio device", bits)?;
+            let queues = self.active_queues().map_err(StateError::Queues)?;
+            self.service = Service::Suspended(queues);
+            self.place_doorbells();
+        }
+        Ok(())
+    }
+
+    /// Lets a suspended device serve its queues again; does nothing with any other.
+    pub fn resume(&mut self) {
+        match std::mem::replace(&mut self.service, Service::Idle) {
+            Service::Suspended(queues) => {
+                let indices: Vec<_> = queues.iter().map(|queue| queue.index.into()).collect();
+                self.start(queues);
+                for index in indices {
+                    self.doorbells.ring(index);
+                }
+            }
+            other => self.service = other,
         }
     }
 
@@ -208,17 +268,20 @@ impl VirtioPci {
     /// Takes the driver's queues into service; a driver whose queues are invalid is asked for a
     /// reset.
     fn activate(&mut self) {
-        match self.common.build_queues(&self.memory) {
-            Ok(queues) => {
-                let active = queues.into_iter().filter_map(|(index, queue)| {
-                    let kick = self.doorbells.kick(index)?.clone();
-                    Some(ActiveQueue { index, queue, kick })
-                });
-                let active = active.collect();
-                self.start(active);
-            }
+        match self.active_queues() {
+            Ok(queues) => self.start(queues),
             Err(error) => self.interrupts.needs_reset(&error),
         }
+    }
+
+    /// The queues that the driver enabled, with their doorbells.
+    fn active_queues(&self) -> Result<Vec<ActiveQueue>, DriverError> {
+        let queues = self.common.build_queues(&self.memory)?;
+        let active = queues.into_iter().filter_map(|(index, queue)| {
+            let kick = self.doorbells.kick(index)?.clone();
+            Some(ActiveQueue { index, queue, kick })
+        });
+        Ok(active.collect())
     }
 
     fn start(&mut self, queues: Vec<ActiveQueue>) {
@@ -228,29 +291,34 @@ impl VirtioPci {
             queues,
             notifier: self.interrupts.clone(),
         });
-        self.active = started.is_ok();
-        if let Err(error) = started {
-            tracing::error!(%error, "failed to start a virtio device");
-            self.interrupts.set_needs_reset();
-        }
+        self.service = match started {
+            Ok(()) => Service::Running,
+            Err(error) => {
+                tracing::error!(%error, "failed to start a virtio device");
+                self.interrupts.set_needs_reset();
+                Service::Idle
+            }
+        };
         self.place_doorbells();
     }
 
     /// The driver's reset. Returns when the device serves no request any more.
     fn reset_device(&mut self) {
         self.doorbells.place(None, |_| false);
-        if self.active {
-            self.active = false;
+        if let Service::Running = std::mem::replace(&mut self.service, Service::Idle) {
             self.device.deactivate();
         }
         self.device.reset();
         self.common.reset();
         self.interrupts.reset();
+        // An interrupt that waits to be unmasked would come after the reset (2.4.1).
+        self.msix.clear_pending();
     }
 
     fn place_doorbells(&mut self) {
         let [bar, ..] = self.config.decoded();
-        let base = bar.filter(|_| self.active).map(|bar| bar.base);
+        let idle = matches!(self.service, Service::Idle);
+        let base = bar.filter(|_| !idle).map(|bar| bar.base);
         let common = &self.common;
         self.doorbells
             .place(base, |index| common.queue_enabled(index));
@@ -293,7 +361,8 @@ impl VirtioPci {
             self.device.write_config(features, at, data);
         } else if let Some(at) = NOTIFY.find(offset, len) {
             let index = usize::try_from(at / u64::from(NOTIFY_STRIDE)).unwrap_or(usize::MAX);
-            if self.active && self.common.queue_enabled(index) {
+            let idle = matches!(self.service, Service::Idle);
+            if !idle && self.common.queue_enabled(index) {
                 self.doorbells.ring(index);
             }
         } else if let Some(at) = MSIX_TABLE.find(offset, len) {
@@ -356,23 +425,19 @@ impl PciFunction for VirtioPci {
     }
 }
 
-/// State of a [`VirtioPci`], apart from the device's own.
+/// State of a [`VirtioPci`] with its device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VirtioPciState {
     /// Configuration space.
     pub config: ConfigSpaceState,
     /// MSI-X table.
     pub msix: MsixState,
-    /// Common configuration structure.
+    /// Status, ISR and the vectors in use.
+    pub interrupts: InterruptState,
+    /// Common configuration structure with the queues.
     pub common: CommonState,
-    /// Device status.
-    pub status: u8,
-    /// Config generation.
-    pub generation: u32,
-    /// ISR status.
-    pub isr: u8,
-    /// MSI-X vector of config changes.
-    pub config_vector: u16,
-    /// MSI-X vector of each queue.
-    pub queue_vectors: Vec<u16>,
+    /// Whether the device serves its queues.
+    pub active: bool,
+    /// What the device keeps beside its queues.
+    pub device: DeviceState,
 }

@@ -14,8 +14,10 @@ use crate::bus::{Shared, lock, shared};
 use crate::pci::config_memory::SLOT_LEN;
 use crate::pci::{PciFunction, PciHost};
 use crate::platform::DeviceLoop;
+use crate::state::StateError;
 use crate::testing::{MockIrq, MockMsi, TestMachine, guest_memory};
-use crate::virtio::{Activation, ActiveQueue, DriverError, Notifier, VirtioDevice};
+use crate::virtio::console::{ConsoleState, TerminalSize};
+use crate::virtio::{Activation, ActiveQueue, DeviceState, DriverError, Notifier, VirtioDevice};
 
 pub(super) const WINDOW: std::ops::Range<u64> = 0xc000_0000..0xfec0_0000;
 pub(super) const BAR: u64 = 0xc000_4000;
@@ -156,6 +158,32 @@ impl VirtioDevice for Echo {
         assert!(self.handler.is_none(), "reset while active");
         lock(&self.log).config = [0; 8];
     }
+
+    /// What it is does not matter to the transport, so it takes the form of a console's.
+    fn state(&self) -> DeviceState {
+        assert!(self.handler.is_none(), "asked while active");
+        let [a, b, c, d, ..] = lock(&self.log).config;
+        DeviceState::Console(ConsoleState {
+            size: TerminalSize {
+                columns: u16::from_le_bytes([a, b]),
+                rows: u16::from_le_bytes([c, d]),
+            },
+        })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
+        assert!(self.handler.is_none(), "restored while active");
+        let DeviceState::Console(state) = state else {
+            return Err(StateError::Impossible {
+                what: "echo",
+                saved: 0,
+            });
+        };
+        let [a, b] = state.size.columns.to_le_bytes();
+        let [c, d] = state.size.rows.to_le_bytes();
+        lock(&self.log).config = [a, b, c, d, 0, 0, 0, 0];
+        Ok(())
+    }
 }
 
 /// A virtio capability as the driver finds it.
@@ -181,14 +209,22 @@ pub(super) struct Guest {
 
 impl Guest {
     pub(super) fn new() -> Self {
-        let machine = TestMachine::new();
         let log = Shared::<Log>::default();
-        let device = Box::new(Echo {
-            log: log.clone(),
-            device_loop: machine.device_loop.clone(),
-            queues: Shared::default(),
-            handler: None,
+        let guest = Self::with(|device_loop| {
+            Box::new(Echo {
+                log: log.clone(),
+                device_loop,
+                queues: Shared::default(),
+                handler: None,
+            })
         });
+        Self { log, ..guest }
+    }
+
+    /// With another device than the one that echoes.
+    pub(super) fn with(make: impl FnOnce(Arc<dyn DeviceLoop>) -> Box<dyn VirtioDevice>) -> Self {
+        let machine = TestMachine::new();
+        let device = make(machine.device_loop.clone());
         let msi = Arc::new(MockMsi::new(VirtioPci::vectors_needed(&*device).unwrap()));
         let irq = Arc::<MockIrq>::default();
         let memory = guest_memory(MEMORY_LEN);
@@ -211,7 +247,7 @@ impl Guest {
             memory,
             msi,
             irq,
-            log,
+            log: Shared::default(),
             function,
         }
     }

@@ -2,15 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
+mod devices;
 mod guest;
 mod hostile;
+mod state;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::VirtioPciState;
 use crate::bus::lock;
-use crate::pci::PciFunction;
 use crate::platform::MsiMessage;
 use crate::testing::PATIENCE;
 use crate::virtio::{DriverError, Notifier};
@@ -353,6 +353,28 @@ fn masked_vectors_are_pending_until_unmasked() {
 }
 
 #[test]
+fn no_pending_interrupt_survives_a_reset() {
+    let resets: [fn(&Guest); 2] = [|guest| guest.set_status(0), |guest| guest.host.reset_all()];
+    for reset in resets {
+        let guest = Guest::new();
+        guest.enable_memory();
+        enable_msix(&guest);
+        guest.start();
+        guest.write_u16(0x16, 1);
+        guest.write_u16(0x1a, 1);
+        guest.write_u32(TABLE + 16 + 12, 1);
+        notifier(&guest).queue(1);
+        assert_eq!(guest.read_u32(PENDING), 2);
+
+        reset(&guest);
+        guest.enable_memory();
+        assert_eq!(guest.read_u32(PENDING), 0);
+        enable_msix(&guest);
+        assert_eq!(guest.msi.vector(1).delivered, 0);
+    }
+}
+
+#[test]
 fn the_msix_table_is_accessed_by_dwords() {
     let guest = Guest::new();
     guest.enable_memory();
@@ -431,7 +453,8 @@ fn every_reset_reaches_the_device_once_it_is_stopped() {
     for reset in resets {
         guest.start();
         guest.bar_write(0x800, &[7]);
-        lock(&guest.function).state();
+        lock(&guest.function).suspend();
+        lock(&guest.function).resume();
         assert_eq!(guest.bar_read::<1>(0x800), [7], "no reset");
         reset(&guest);
         assert_eq!(lock(&guest.log).config[0], 0);
@@ -485,33 +508,6 @@ fn the_window_reaches_the_bar_without_decoding_it() {
     set_up(0x100, 1);
     assert_eq!(guest.config_read(window + 16) & 0xff, 1);
     assert!(!guest.irq.level());
-}
-
-#[test]
-fn state_has_the_positions_of_a_running_device_and_lets_it_run() {
-    let guest = Guest::new();
-    guest.start();
-    guest.offer(0, 0);
-    guest.write_u16(NOTIFY, 0);
-    eventually("work", || guest.used(0) == 1);
-
-    let state = lock(&guest.function).state();
-    assert_eq!(state.status, 15);
-    let queue = &state.common.queues[0];
-    assert_eq!(
-        (queue.next_avail, queue.next_used, queue.enabled),
-        (1, 1, true)
-    );
-    let text = serde_json::to_string(&state).unwrap();
-    let read: VirtioPciState = serde_json::from_str(&text).unwrap();
-    assert_eq!(read, state);
-
-    assert_eq!(lock(&guest.log).queues[0].3, 1);
-    guest.offer(0, 1);
-    guest.write_u16(NOTIFY, 0);
-    eventually("more work", || guest.used(0) == 2);
-    lock(&guest.function).reset();
-    assert_eq!(lock(&guest.function).state().common.queues[0].next_avail, 0);
 }
 
 #[test]
