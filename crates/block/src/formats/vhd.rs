@@ -37,8 +37,8 @@ const BLOCK_MAX: u64 = 256 << 20;
 const SIZE_MAX: u64 = 64 << 40;
 /// Sectors by the largest geometry that can be told; the disk may be larger.
 const GEOMETRY_MAX: u64 = 65535 * 16 * 255;
-/// Programs whose disks have the size they say, not that of their geometry.
-const TRUE_SIZE: [&[u8; 4]; 6] = [b"qem2", b"win ", b"d2v ", b"tap\0", b"CTXS", b"wa\0\0"];
+/// Programs whose disks have the size of their geometry: Virtual PC and QEMU.
+const BY_GEOMETRY: [&[u8; 4]; 2] = [b"vpc ", b"qemu"];
 
 #[derive(Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -158,16 +158,16 @@ fn is_sound(bytes: &[u8], checksum: be::U32) -> bool {
 
 /// Size of the disk in bytes.
 ///
-/// Virtual PC showed a guest the disk that the geometry tells of, and old versions of QEMU wrote
-/// disks for that; other programs take the size for what it is. The largest geometry stands for
-/// disks beyond it.
+/// Virtual PC showed a guest the disk that the geometry tells of, and QEMU makes disks for that
+/// unless told otherwise; other programs take the size for what it is. The largest geometry stands
+/// for disks beyond it. QEMU 10 decides the same.
 fn size(footer: &Footer) -> io::Result<u64> {
     let geometry =
         u64::from(footer.cylinders.get()) * u64::from(footer.heads) * u64::from(footer.sectors);
-    let size = if TRUE_SIZE.contains(&&footer.creator) || geometry == GEOMETRY_MAX {
-        footer.size.get() / SECTOR_SIZE * SECTOR_SIZE
-    } else {
+    let size = if BY_GEOMETRY.contains(&&footer.creator) && geometry != GEOMETRY_MAX {
         geometry * SECTOR_SIZE
+    } else {
+        footer.size.get() / SECTOR_SIZE * SECTOR_SIZE
     };
     if size == 0 || size > SIZE_MAX {
         return Err(invalid("its size makes no sense"));

@@ -18,6 +18,7 @@ use crate::{BlockError, ImageFormat, vmdk_data_files};
 
 mod damage;
 mod extents;
+mod hyperv;
 mod ova;
 mod vhdx_log;
 
