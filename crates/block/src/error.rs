@@ -155,7 +155,7 @@ pub enum BlockError {
     /// An image keeps its data in another file that the user did not give.
     #[error(
         "Disk image {path:?} keeps its data in another file, {wanted:?}; a file an image names is \
-         never opened by itself, as it could be any file of the host: give data-file=PATH if it \
+         never opened by itself, as it could be any file of the host: give data_file=PATH if it \
          is wanted"
     )]
     DataFileNotGiven {

@@ -14,13 +14,13 @@ use crate::host::HostFile;
 use crate::layer::Layer;
 use crate::{BlockError, ImageFormat};
 
-/// As [`open_layer`](super::open_layer), for formats that are not qcow2 or raw. `member` chooses a
+/// As [`open_layer`](super::open_layer), for formats that are not qcow2 or raw. `part` chooses a
 /// disk of an archive.
 pub fn open_layer(
     mut format: ImageFormat,
     file: Arc<HostFile>,
     data_files: &[Arc<HostFile>],
-    member: Option<&str>,
+    part: Option<&str>,
 ) -> Result<OpenLayer, BlockError> {
     let name = file.name().to_owned();
     let mut range = FileRange::whole(file).map_err(|source| BlockError::File {
@@ -28,8 +28,16 @@ pub fn open_layer(
         path: name.clone(),
         source,
     })?;
+    if let Some(part) = part
+        && format != ImageFormat::Ova
+    {
+        return Err(BlockError::NoSnapshot {
+            path: name,
+            snapshot: part.to_owned(),
+        });
+    }
     if format == ImageFormat::Ova {
-        (range, format) = ova::find_disk(range, member).map_err(refusal(format, &name))?;
+        (range, format) = ova::find_disk(range, part).map_err(refusal(format, &name))?;
     }
     if format != ImageFormat::Vmdk
         && let Some(given) = data_files.first()

@@ -60,6 +60,3 @@ pub fn open_layer(
         _ => foreign::open_layer(format, file, &data_files, snapshot),
     }
 }
-
-#[cfg(test)]
-mod tests;

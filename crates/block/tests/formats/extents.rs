@@ -2,6 +2,8 @@
 
 use std::os::unix::fs::symlink;
 
+use edgevmm_block::{DataFile, DiskOptions, open_path};
+
 use super::*;
 
 const SECTORS: u64 = 16;
@@ -23,13 +25,6 @@ fn data(dir: &TempDir, name: &str) -> PathBuf {
     path
 }
 
-fn refusal(path: &Path) -> String {
-    try_open(path, None)
-        .err()
-        .expect("it must be refused")
-        .to_string()
-}
-
 #[test]
 fn only_files_named_after_the_descriptor() {
     let dir = TempDir::new().unwrap();
@@ -45,12 +40,12 @@ fn only_files_named_after_the_descriptor() {
         r"\\\\.\\PhysicalDrive0",
         "b-flat.vmdk",
     ] {
-        let told = refusal(&descriptor(&dir, "a.vmdk", name));
+        let told = refusal(&descriptor(&dir, "a.vmdk", name), None);
         assert!(told.contains("never opened by itself"), "{told}");
-        assert!(told.contains("data-file=PATH"), "{told}");
+        assert!(told.contains("data_file=PATH"), "{told}");
     }
     // The name of what may be a raw disk gives it no files.
-    let told = refusal(&descriptor(&dir, "a.img", "a-flat.vmdk"));
+    let told = refusal(&descriptor(&dir, "a.img", "a-flat.vmdk"), None);
     assert!(told.contains("never opened by itself"), "{told}");
 }
 
@@ -58,20 +53,20 @@ fn only_files_named_after_the_descriptor() {
 fn only_regular_files() {
     let dir = TempDir::new().unwrap();
     let image = descriptor(&dir, "a.vmdk", "a-flat.vmdk");
-    let told = refusal(&image);
+    let told = refusal(&image, None);
     assert!(
         told.contains("a-flat.vmdk") && told.contains("does not exist"),
         "{told}"
     );
     let extent = dir.path().join("a-flat.vmdk");
     symlink(data(&dir, "secret"), &extent).unwrap();
-    assert!(refusal(&image).contains("a symbolic link"));
+    assert!(refusal(&image, None).contains("a symbolic link"));
     std::fs::remove_file(&extent).unwrap();
     std::fs::create_dir(&extent).unwrap();
-    assert!(refusal(&image).contains("a directory"));
+    assert!(refusal(&image, None).contains("a directory"));
     std::fs::remove_dir(&extent).unwrap();
     run("mkfifo", &[str(&extent)]);
-    assert!(refusal(&image).contains("a pipe"));
+    assert!(refusal(&image, None).contains("a pipe"));
 }
 
 #[test]
@@ -90,14 +85,21 @@ fn files_that_do_not_fit() {
     let image = descriptor(&dir, "a.vmdk", "a-flat.vmdk");
     let extent = data(&dir, "a-flat.vmdk");
     let open = |files: &[&Path]| {
-        let host =
-            |path: &Path| HostFile::new(File::open(path).unwrap(), str(path), false).map(Arc::new);
-        let files = files.iter().map(|path| host(path).unwrap()).collect();
-        open_layer(ImageFormat::Vmdk, host(&image).unwrap(), files, None)
+        let file = |path: &Path| open_path(path, false).unwrap();
+        let data_files = files.iter().map(|path| DataFile {
+            file: file(path),
+            path_hint: str(path).to_owned(),
+        });
+        open(DiskOptions {
+            read_only: true,
+            data_files: data_files.collect(),
+            ..DiskOptions::new(file(&image), "a.vmdk")
+        })
     };
-    assert!(
-        matches!(open(&[]), Err(BlockError::DataFileNotGiven { wanted, .. }) if wanted == "a-flat.vmdk")
-    );
+    assert!(matches!(
+        open(&[]),
+        Err(BlockError::DataFileNotGiven { wanted, .. }) if wanted == "a-flat.vmdk"
+    ));
     assert!(matches!(
         open(&[&extent, &image]),
         Err(BlockError::DataFileNotWanted { .. })
@@ -112,5 +114,5 @@ fn files_that_do_not_fit() {
     // What is larger than a descriptor can be is a raw disk that begins like one.
     let file = OpenOptions::new().write(true).open(&image).unwrap();
     file.set_len(2 << 20).unwrap();
-    assert!(refusal(&image).contains("format=raw"));
+    assert!(refusal(&image, None).contains("format=raw"));
 }

@@ -23,10 +23,7 @@ fn disk(dir: &TempDir, random: &mut Random) -> (PathBuf, PathBuf) {
 }
 
 fn open_member(path: &Path, member: Option<&str>) -> Result<Disk, String> {
-    let file = Arc::new(HostFile::new(File::open(path).unwrap(), str(path), false).unwrap());
-    crate::formats::foreign::open_layer(ImageFormat::Ova, file, &[], member)
-        .map(|open| Disk(Stack::new(vec![open.layer])))
-        .map_err(|err| err.to_string())
+    open_part(path, Some(ImageFormat::Ova), member).map_err(|err| err.to_string())
 }
 
 #[test]
@@ -131,8 +128,7 @@ fn the_disk_has_to_be_clear() {
     assert!(told.contains("no disk") && told.contains("vm.mf"), "{told}");
     // An archive that does not begin with a description is none.
     run("tar", &[&base[..], &["vm-disk1.vmdk", "vm.ovf"]].concat());
-    let file = HostFile::new(File::open(&ova).unwrap(), "a", false).unwrap();
-    assert_eq!(probe_file(&Arc::new(file)).unwrap(), ImageFormat::Raw);
+    assert_eq!(probe(&File::open(&ova).unwrap()).unwrap(), ImageFormat::Raw);
     open_member(&ova, None).unwrap();
 }
 
@@ -178,7 +174,7 @@ fn sizes_beyond_what_ustar_can_say() {
             let end = file.metadata().unwrap().len();
             file.write_all_at(header.as_bytes(), end).unwrap();
             file.write_all_at(&bytes, end + 512).unwrap();
-            std::io::Seek::seek(file, std::io::SeekFrom::Start(end + 512 + SIZE)).unwrap();
+            io::Seek::seek(file, io::SeekFrom::Start(end + 512 + SIZE)).unwrap();
             let mut header = Header::new_ustar();
             header.set_size(second.len() as u64);
             archive
@@ -254,7 +250,7 @@ fn archives_that_are_refused() {
     ] {
         write(&ova, |archive| {
             let file = archive.get_mut();
-            std::io::Write::write_all(file, &bytes).unwrap();
+            io::Write::write_all(file, &bytes).unwrap();
         });
         let told = open_member(&ova, None).err().unwrap();
         assert!(told.contains(word), "{told:?} does not say {word:?}");
@@ -262,7 +258,7 @@ fn archives_that_are_refused() {
     // A million members of nothing.
     write(&ova, |archive| {
         let bytes = entry(EntryType::Regular, 0, b"").repeat(5000);
-        std::io::Write::write_all(archive.get_mut(), &bytes).unwrap();
+        io::Write::write_all(archive.get_mut(), &bytes).unwrap();
     });
     assert!(open_member(&ova, None).err().unwrap().contains("4096"));
 }

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use edgevmm_block::MapKind;
 use proptest::prelude::*;
 
 use super::*;
-use crate::stack::Source;
 
 /// A small image of each kind, with data.
 const KINDS: [(ImageFormat, &str); 7] = [
@@ -43,10 +43,10 @@ fn explore(dir: &TempDir, format: ImageFormat, random: &mut Random) -> bool {
     };
     let (mut at, size) = (0, disk.size());
     while at < size.min(8 << 20) {
-        let (_, len) = match disk.0.map(at, size - at) {
-            Ok(mapping) => mapping,
-            Err(_) => break,
+        let Ok(entry) = disk.0.map(at, size - at) else {
+            break;
         };
+        let len = entry.len;
         assert!(len > 0 && len <= size - at);
         let _ = disk.read(at, len.min(1 << 20));
         at += len;
@@ -140,11 +140,11 @@ fn cut_off_images() {
 fn used(disk: &Disk) -> u64 {
     let (mut at, mut used) = (0, 0);
     while at < disk.size() {
-        let (source, len) = disk.0.map(at, disk.size() - at).unwrap();
-        if let Source::Data { offset, .. } = source {
-            used = used.max(offset + len);
+        let entry = disk.0.map(at, disk.size() - at).unwrap();
+        if entry.kind == MapKind::Data {
+            used = used.max(entry.host_offset.unwrap() + entry.len);
         }
-        at += len;
+        at += entry.len;
     }
     used
 }

@@ -1,86 +1,72 @@
-//! Images of other hypervisors against QEMU's reading of them.
+//! Images of other hypervisors: made by QEMU and tar, compared with what QEMU reads, damaged, and
+//! refused.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Arc;
-
-use tempfile::TempDir;
-use vm_memory::VolatileSlice;
-
-use crate::formats::{open_layer, probe::probe_file};
-use crate::host::{HostFile, Window};
-use crate::stack::Stack;
-use crate::{BlockError, ImageFormat, vmdk_data_files};
-
+#[path = "../common/mod.rs"]
+mod common;
 mod damage;
 mod extents;
 mod hyperv;
 mod ova;
 mod vhdx_log;
 
-struct Disk(Stack);
+use std::error::Error;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use common::{Random, run, str};
+use edgevmm_block::{BlockBackend, BlockError, DiskPaths, ImageFormat, VolatileSlice, open, probe};
+use tempfile::TempDir;
+
+/// A disk that is read.
+struct Disk(Arc<dyn BlockBackend>);
 
 impl Disk {
     fn size(&self) -> u64 {
         self.0.size()
     }
-    fn read(&self, offset: u64, len: u64) -> std::io::Result<Vec<u8>> {
+
+    fn read(&self, offset: u64, len: u64) -> Result<Vec<u8>, BlockError> {
         let mut buf = vec![0xee; len as usize];
-        let bufs = [VolatileSlice::from(&mut buf[..])];
-        self.0.read(Window::new(&bufs), offset)?;
+        self.0
+            .read_vectored(&[VolatileSlice::from(&mut buf[..])], offset)?;
         Ok(buf)
     }
 }
 
+/// Opens an image and its extents; `part` is of an archive.
+fn open_part(
+    path: &Path,
+    format: Option<ImageFormat>,
+    part: Option<&str>,
+) -> Result<Disk, BlockError> {
+    let paths = DiskPaths {
+        format,
+        internal_snapshot: part.map(str::to_owned),
+        ..DiskPaths::new(path)
+    };
+    open(paths.open(false)?).map(Disk)
+}
+
 fn try_open(path: &Path, format: Option<ImageFormat>) -> Result<Disk, BlockError> {
-    let file = File::open(path).unwrap();
-    let files = vmdk_data_files(path, &file)?;
-    let host = |file, name: &str| HostFile::new(file, name, false).map(Arc::new);
-    let files = files
-        .into_iter()
-        .map(|it| host(it.file, &it.path_hint))
-        .collect::<Result<_, _>>()?;
-    let file = host(file, str(path))?;
-    let format = format.map_or_else(|| probe_file(&file), Ok)?;
-    Ok(Disk(Stack::new(vec![
-        open_layer(format, file, files, None)?.layer,
-    ])))
+    open_part(path, format, None)
 }
 
-fn str(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn run(tool: &str, args: &[&str]) {
-    let output = Command::new(tool).args(args).output().unwrap();
-    assert!(
-        output.status.success(),
-        "{tool} {args:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-struct Random(u64);
-
-impl Random {
-    fn new() -> Self {
-        let seed = match std::env::var("SEED") {
-            Ok(seed) => seed.parse().unwrap(),
-            Err(_) => std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64,
-        };
-        println!("SEED={seed}");
-        Self(seed | 1)
+/// The error of opening an image, with its causes, as a program prints it.
+fn refusal(path: &Path, format: Option<ImageFormat>) -> String {
+    let error = try_open(path, format).err();
+    let error = error.expect("the image must be refused");
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
     }
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % bound
-    }
+    text
 }
 
 /// A raw disk of `size` bytes with data here and there, some of it easy to compress.
@@ -99,6 +85,12 @@ fn content(dir: &TempDir, size: u64, random: &mut Random) -> PathBuf {
     }
     file.write_all_at(b"the end", size - 7).unwrap();
     path
+}
+
+/// Makes an image of the raw disk `raw`.
+fn convert(raw: &Path, format: ImageFormat, options: &str, image: &Path) {
+    let args = ["convert", "-O", format.qemu_name(), "-o", options];
+    run("qemu-img", &[&args[..], &[str(raw), str(image)]].concat());
 }
 
 /// Compares the image at `path` with the raw disk that QEMU makes of it.
@@ -172,24 +164,11 @@ fn every_subformat_reads_as_in_qemu() {
         let size = (4 << 20) + random.below(40_000) * 512;
         let raw = content(&dir, size, &mut random);
         let image = dir.path().join("image").with_extension(extension);
-        run(
-            "qemu-img",
-            &[
-                "convert",
-                "-O",
-                format.qemu_name(),
-                "-o",
-                options,
-                str(&raw),
-                str(&image),
-            ],
-        );
+        convert(&raw, format, options, &image);
         println!("{format} {options} {size}");
         compare(&image, format, &mut random);
         // A fixed VHD can be told from a raw disk by its end only, where a guest might write.
-        let seen = probe_file(&Arc::new(
-            HostFile::new(File::open(&image).unwrap(), "image", false).unwrap(),
-        ));
+        let seen = probe(&File::open(&image).unwrap());
         let fixed = options.contains("fixed") && format == ImageFormat::Vhd;
         assert_eq!(seen.unwrap(), if fixed { ImageFormat::Raw } else { format });
     }
@@ -209,18 +188,7 @@ fn disks_of_several_extents() {
         let file = OpenOptions::new().write(true).open(&raw).unwrap();
         file.write_all_at(&[7; 3000], across).unwrap();
         let image = dir.path().join("a disk.vmdk");
-        run(
-            "qemu-img",
-            &[
-                "convert",
-                "-O",
-                "vmdk",
-                "-o",
-                options,
-                str(&raw),
-                str(&image),
-            ],
-        );
+        convert(&raw, ImageFormat::Vmdk, options, &image);
         compare_with(&image, ImageFormat::Vmdk, &raw, &mut random);
         let disk = try_open(&image, None).unwrap();
         assert!(disk.read(across, 3000).unwrap() == [7; 3000]);
@@ -271,5 +239,30 @@ fn images_written_to_in_place() {
         args.push(str(&image));
         run("qemu-io", &args);
         compare(&image, format, &mut random);
+    }
+}
+
+#[test]
+fn without_the_page_cache() {
+    let mut random = Random::new();
+    for (format, options) in [
+        (ImageFormat::Vmdk, "subformat=monolithicSparse"),
+        (ImageFormat::Vmdk, "subformat=streamOptimized"),
+        (ImageFormat::Vhd, "subformat=dynamic,force_size=on"),
+        (ImageFormat::Vdi, "static=off"),
+    ] {
+        let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let raw = content(&dir, (5 << 20) + 512, &mut random);
+        let image = dir.path().join("image");
+        convert(&raw, format, options, &image);
+        let mut paths = DiskPaths::new(&image).open(false).unwrap();
+        paths.direct = true;
+        let disk = Disk(open(paths).unwrap());
+        let expected = std::fs::read(&raw).unwrap();
+        assert!(disk.read(0, disk.size()).unwrap() == expected, "{format}");
+        assert!(
+            disk.read(7, 100_001).unwrap() == expected[7..100_008],
+            "{format}"
+        );
     }
 }
