@@ -96,7 +96,8 @@ fn open_link(
     let mut files = vec![Arc::clone(&file)];
     let data_files = open_data_files(given.data_files, false, direct)?;
     files.extend(data_files.iter().cloned());
-    let opened = open_layer(format, file, data_files, None)?;
+    let snapshot = given.internal_snapshot.as_deref();
+    let opened = open_layer(format, file, data_files, snapshot)?;
     let link = Link {
         files,
         backing: opened.backing,

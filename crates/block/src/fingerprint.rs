@@ -23,7 +23,7 @@
 //! he likes, with or without another content that has the same hash.
 
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::time::{Duration, SystemTime};
 
 use twox_hash::XxHash3_128;
@@ -272,7 +272,7 @@ fn hash_block(
     let left = usize::try_from(len.saturating_sub(at)).unwrap_or(usize::MAX);
     let fits = left.min(buffer.len());
     let block = &mut buffer[..fits];
-    file.file().read_exact_at(block, at)?;
+    file.read_buf(block, at)?;
     if block.iter().any(|byte| *byte != 0) {
         hasher.write(&at.to_be_bytes());
         hasher.write(block);
@@ -284,6 +284,7 @@ fn hash_block(
 mod tests {
     #![allow(clippy::unwrap_used)]
     use std::fs::{File, FileTimes, OpenOptions};
+    use std::os::unix::fs::FileExt;
     use std::path::Path;
 
     use super::*;

@@ -26,6 +26,8 @@ pub struct BackingFile {
     pub path_hint: String,
     /// The other files that its data is in, in the order in which it names them.
     pub data_files: Vec<DataFile>,
+    /// As [`DiskOptions::internal_snapshot`].
+    pub internal_snapshot: Option<String>,
 }
 
 /// A file that an image keeps data in beside its own, opened as the image is.
@@ -58,8 +60,8 @@ pub struct DiskOptions {
     pub alone: bool,
     /// The other files that the image's data is in, in the order in which it names them.
     pub data_files: Vec<DataFile>,
-    /// Show one of the image's internal snapshots, by ID or name, instead of its present state;
-    /// implies `read_only`.
+    /// Show one of the image's internal snapshots, by ID or name, instead of its present state, or
+    /// one of the disks in an archive, by name; implies `read_only`.
     pub internal_snapshot: Option<String>,
     /// Keep every write in an unnamed temporary file that dies with the disk, in the directory
     /// that the environment names as `TMPDIR` or in `/var/tmp`; the image itself is only read.

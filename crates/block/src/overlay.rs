@@ -96,6 +96,7 @@ pub fn over(top: DiskOptions, base: DiskOptions) -> DiskOptions {
         format: base.format,
         path_hint: base.path_hint,
         data_files: base.data_files,
+        internal_snapshot: base.internal_snapshot,
     };
     let mut backing = vec![below];
     backing.extend(base.backing);

@@ -49,6 +49,7 @@ impl DiskPaths {
                 format: None,
                 path_hint: hint(path),
                 data_files: Vec::new(),
+                internal_snapshot: None,
             })
         });
         let data_files = if self.data_files.is_empty() && self.may_be_vmdk() {

@@ -88,6 +88,7 @@ pub fn options(path: &Path, backing: &[&Path]) -> DiskOptions {
             format: None,
             path_hint: str(path).to_owned(),
             data_files: Vec::new(),
+            internal_snapshot: None,
         })
         .collect();
     options
