@@ -4,13 +4,14 @@
 //! that is. Where the two disagree the disk is refused, because a wrong guess would show the guest
 //! something else than it left, and later writes would make that permanent.
 
+use std::io;
 use std::sync::Arc;
 
 use crate::formats::probe::probe_file;
 use crate::formats::qcow2::Extension;
 use crate::formats::{Backing, open_layer};
 use crate::host::{HostFile, lock};
-use crate::layer::Layer;
+use crate::layer::{Extent, Layer, Mapping};
 use crate::open::DataFile;
 use crate::stack::Stack;
 use crate::{BackingFile, BlockError, ImageFormat, overlay};
@@ -62,6 +63,33 @@ pub fn open_below(top: Link, given: Vec<BackingFile>, direct: bool) -> Result<St
         overlay::verify_files(link.name(), &link.extensions, &below)?;
     }
     Ok(Stack::new(layers))
+}
+
+/// What stands for everything below `top` where that is left out.
+pub fn left_out_below(top: &Link) -> Stack {
+    let layers: Vec<Arc<dyn Layer>> = match top.backing {
+        Some(_) => vec![Arc::new(LeftOut)],
+        None => Vec::new(),
+    };
+    Stack::new(layers)
+}
+
+/// An image that is left out: it may be of any size and have anything, so that zeroes above it
+/// must hide it, but it tells nothing.
+#[derive(Debug)]
+struct LeftOut;
+
+impl Layer for LeftOut {
+    fn size(&self) -> u64 {
+        u64::MAX
+    }
+
+    fn map(&self, _: u64, len: u64) -> io::Result<Mapping<'_>> {
+        Ok(Mapping {
+            extent: Extent::Below,
+            len,
+        })
+    }
 }
 
 /// Opens the other files that the data of the image `name` is in, and locks them as the image is.

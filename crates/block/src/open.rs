@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::chain::{Link, open_below, open_data_files};
+use crate::chain::{Link, left_out_below, open_below, open_data_files};
 use crate::formats::probe::probe_file;
 use crate::formats::raw::{RawDisk, check_alone};
 use crate::formats::{open_layer, qcow2};
@@ -140,10 +140,14 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn BlockBackend>, BlockError> {
     let top = open_layer(format, file, data_files, internal_snapshot.as_deref())?;
     let link = Link {
         files,
-        backing: top.backing.filter(|_| !alone),
+        backing: top.backing,
         extensions: top.extensions,
     };
-    let below = open_below(link, backing, direct)?;
+    let below = if alone {
+        left_out_below(&link)
+    } else {
+        open_below(link, backing, direct)?
+    };
     let mut layers = vec![top.layer];
     layers.extend(below.layers().iter().cloned());
     let stack = Stack::new(layers);
@@ -174,9 +178,13 @@ fn open_writable(
     let link = Link {
         files,
         extensions: header.unknown_extensions().cloned().collect(),
-        backing: header.backing.filter(|_| !alone),
+        backing: header.backing,
     };
-    let below = open_below(link, backing, direct)?;
+    let below = if alone {
+        left_out_below(&link)
+    } else {
+        open_below(link, backing, direct)?
+    };
     Ok(Arc::new(qcow2::open_disk(file, data_files, below)?))
 }
 
