@@ -91,6 +91,7 @@ impl NewImage {
         };
         let disk = Disk::open(DiskOptions {
             format: Some(format),
+            alone: true,
             ..DiskOptions::new(new.clone_file()?, name)
         })?;
         Ok(Self {
