@@ -41,6 +41,9 @@ pub enum BlockError {
         #[source]
         source: io::Error,
     },
+    /// The device that asked stops, and did not wait for the rest of a long request.
+    #[error("The request was given up halfway")]
+    Cancelled,
     /// The host could not make writes durable.
     #[error("Cannot flush the disk")]
     Flush(#[source] io::Error),

@@ -8,6 +8,7 @@
 //! a backing chain. And an image has one writer: every file is locked while it is in use.
 
 mod chain;
+pub mod engine;
 mod error;
 mod fingerprint;
 mod formats;

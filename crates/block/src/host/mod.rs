@@ -8,6 +8,7 @@ mod flush;
 pub mod lock;
 mod memory;
 mod transfer;
+pub mod uring;
 
 pub use file::{HostFile, check_kind};
 pub use flush::Unflushed;
