@@ -6,7 +6,8 @@ use super::layout::Layout;
 pub const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 /// The refcount of what the entry points at is exactly one.
 pub const COPIED: u64 = 1 << 63;
-const COMPRESSED: u64 = 1 << 62;
+/// An entry of an L2 table points at compressed data.
+pub const COMPRESSED: u64 = 1 << 62;
 const ZERO: u64 = 1;
 const SECTOR: u64 = 512;
 
@@ -113,13 +114,8 @@ impl Entry {
         if layout.extended {
             [word, u64::from(self.zero) << 32 | u64::from(self.data)]
         } else {
-            [word | u64::from(self.zero & 1) * ZERO, 0]
+            [word | (u64::from(self.zero & 1) * ZERO), 0]
         }
-    }
-
-    /// Whether reading the subclusters in `mask` gives zeroes whatever lies below.
-    pub fn is_zero(self, mask: u32) -> bool {
-        self.zero & mask == mask && !matches!(self.place, Place::Packed(_))
     }
 
     /// Whether the layers below decide for all of the subclusters in `mask`.
@@ -159,6 +155,16 @@ impl Packed {
     }
 }
 
+/// The words of the entry at `at` of a table, or a part of one.
+pub fn words(layout: Layout, table: &[u8], at: usize) -> [u64; 2] {
+    let word = |at: usize| {
+        let bytes = table.get(at..).and_then(<[u8]>::first_chunk);
+        bytes.map_or(0, |bytes| u64::from_be_bytes(*bytes))
+    };
+    let at = at * layout.entry_len();
+    [word(at), if layout.extended { word(at + 8) } else { 0 }]
+}
+
 /// The lower half of a number, and the upper one.
 fn halves(number: u64) -> (u32, u32) {
     let [a, b, c, d, e, f, g, h] = number.to_le_bytes();
@@ -172,12 +178,6 @@ fn halves(number: u64) -> (u32, u32) {
 pub fn touched(layout: Layout, start: u64, end: u64) -> u32 {
     let size = layout.subcluster_size();
     mask(start / size, end.div_ceil(size))
-}
-
-/// The subclusters that bytes `start` to `end` of a cluster cover whole.
-pub fn covered(layout: Layout, start: u64, end: u64) -> u32 {
-    let size = layout.subcluster_size();
-    mask(start.div_ceil(size), end / size)
 }
 
 fn mask(first: u64, end: u64) -> u32 {
@@ -213,13 +213,8 @@ mod tests {
     fn masks() {
         assert_eq!(touched(PLAIN, 0, 1), 1);
         assert_eq!(touched(PLAIN, 5000, 65536), 1);
-        assert_eq!(covered(PLAIN, 0, 65536), 1);
-        assert_eq!(covered(PLAIN, 0, 65535), 0);
         assert_eq!(touched(EXTENDED, 0, 65536), u32::MAX);
         assert_eq!(touched(EXTENDED, 2047, 2049), 0b11);
-        assert_eq!(covered(EXTENDED, 2047, 6144), 0b110);
-        assert_eq!(covered(EXTENDED, 2049, 2050), 0);
-        assert_eq!(covered(EXTENDED, 63488, 65536), 1 << 31);
     }
 
     #[test]

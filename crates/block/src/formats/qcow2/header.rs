@@ -418,6 +418,13 @@ impl Header {
         Some((u64_at(data, 8).ok()?, u64_at(data, 16).ok()?))
     }
 
+    /// Where the header of the encryption begins, and its length in bytes.
+    pub fn encryption_header(&self) -> Option<(u64, u64)> {
+        let mut all = self.extensions.iter();
+        let data = &all.find(|it| it.magic == EXT_ENCRYPTION)?.data;
+        Some((u64_at(data, 0).ok()?, u64_at(data, 8).ok()?))
+    }
+
     /// Header extensions that this crate gives no meaning to.
     pub fn unknown_extensions(&self) -> impl Iterator<Item = &Extension> {
         self.extensions.iter().filter(|extension| {

@@ -39,12 +39,3 @@ pub use describe::{DataFile, Description, Snapshot, describe};
 pub use disk::Qcow2Disk;
 pub use header::Header;
 pub use open::{open_disk, open_layer, open_temporary};
-
-use crate::BlockError;
-
-fn unfinished(path: &str) -> BlockError {
-    BlockError::BadImage {
-        path: path.to_owned(),
-        reason: "not there yet".into(),
-    }
-}

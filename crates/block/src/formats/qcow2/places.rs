@@ -67,8 +67,8 @@ impl Places {
             .chain(blocks.map(|cluster| cluster << 1 | 1))
             .collect();
         old.sort_unstable();
-        let twice = old.array_windows().find(|[a, b]| a >> 1 == b >> 1);
-        if let Some([a, b]) = twice {
+        let pairs = old.iter().zip(old.iter().skip(1));
+        if let Some((a, b)) = pairs.into_iter().find(|(a, b)| **a >> 1 == **b >> 1) {
             return Err((single(*a), single(*b), a >> 1));
         }
         let mut places = Self {
@@ -89,12 +89,9 @@ impl Places {
         let at = self
             .old
             .partition_point(|known| known >> 1 < clusters.start);
-        let mut old = self.old.get(at..).unwrap_or_default().iter();
-        let old = old.by_ref().take_while(|known| *known >> 1 < clusters.end);
-        if let Some(known) = old
-            .skip_while(|known| self.gone.contains(&(*known >> 1)))
-            .next()
-        {
+        let old = self.old.get(at..).unwrap_or_default();
+        let mut old = old.iter().take_while(|known| *known >> 1 < clusters.end);
+        if let Some(known) = old.find(|known| !self.gone.contains(&(*known >> 1))) {
             return Some((single(*known), known >> 1));
         }
         if let Some((cluster, what)) = self.new.range(clusters.clone()).next() {

@@ -290,7 +290,7 @@ impl Refcounts {
 }
 
 /// Something that has changed: where it goes in the file, and its bytes.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum Change<'a> {
     /// A slice of a block.
     Slice(u64, &'a [u8]),

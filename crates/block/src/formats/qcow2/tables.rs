@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use super::cache::{Cache, Found};
-use super::entry::{COPIED, Entry, OFFSET_MASK};
+use super::entry::{COPIED, Entry, OFFSET_MASK, words};
 use super::layout::Layout;
 
 /// Most memory for slices of L2 tables, in bytes: those of 128 GiB of disk with the usual clusters.
@@ -232,7 +232,7 @@ impl Tables {
 }
 
 /// Something that has changed: where it goes in the file, and its bytes.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum Change<'a> {
     /// A slice of an L2 table.
     Slice(u64, &'a [u8]),
@@ -255,14 +255,4 @@ pub struct Taken {
     moved: bool,
     /// The header has to tell where the L1 table is, how long it is, and the size of the disk.
     pub resized: bool,
-}
-
-/// The words of the entry at `at` of a slice.
-fn words(layout: Layout, slice: &[u8], at: usize) -> [u64; 2] {
-    let word = |at: usize| {
-        let bytes = slice.get(at..).and_then(<[u8]>::first_chunk);
-        bytes.map_or(0, |bytes| u64::from_be_bytes(*bytes))
-    };
-    let at = at * layout.entry_len();
-    [word(at), if layout.extended { word(at + 8) } else { 0 }]
 }
