@@ -40,7 +40,7 @@ impl Image {
     }
 
     fn number(&self, at: u64) -> u64 {
-        u64::from_be_bytes(*self.bytes[at as usize..].first_chunk().unwrap())
+        number(&self.bytes, at)
     }
 
     fn put(&mut self, at: u64, bytes: &[u8]) {
@@ -78,13 +78,31 @@ impl Image {
         std::fs::write(&self.path, &self.bytes).unwrap();
     }
 
-    /// Asserts that the image cannot be written to, in words that contain `says`, but be read.
-    fn assert_refused(&self, says: &[&str]) {
+    /// Asserts that writing to the image ends, in words that contain `says`, before it does harm;
+    /// that it is marked; and that it can be read.
+    fn assert_writing_ends(&self, says: &[&str]) {
         self.store();
-        let text = open_disk(&self.path, &[]).unwrap_err().to_string();
+        let disk = open_disk(&self.path, &[]).unwrap();
+        let err = (0..SIZE / CLUSTER)
+            .find_map(|at| write(&*disk, at * CLUSTER, &[7; CLUSTER as usize]).err())
+            .expect("the damage must be found");
+        let cause = err.source().unwrap().to_string();
         for word in says {
-            assert!(text.contains(word), "{text:?} does not say {word:?}");
+            assert!(cause.contains(word), "{cause:?} does not say {word:?}");
         }
+        let again = write(&*disk, 0, &[7; CLUSTER as usize]).unwrap_err();
+        assert!(again.source().unwrap().to_string().contains(says[0]));
+        disk.flush().unwrap();
+        assert_eq!(read(&*disk, 0, CLUSTER), [7; CLUSTER as usize]);
+        drop(disk);
+        let bytes = std::fs::read(&self.path).unwrap();
+        assert_eq!(bytes[79] & 2, 2, "it must be marked as corrupt");
+        let table = number(&bytes, REFCOUNTS_AT) as usize;
+        assert_eq!(bytes[..72], self.bytes[..72]);
+        assert_ne!(bytes[table..][..8], [7; 8]);
+        let text = open_disk(&self.path, &[]).unwrap_err().to_string();
+        assert!(text.contains("marked as corrupt"), "{text}");
+        self.store();
         let read_only = open_free(|| DiskOptions {
             read_only: true,
             ..options(&self.path, &[])
@@ -96,6 +114,10 @@ impl Image {
         });
         write(&*snapshot.unwrap(), 0, &[2; 4096]).unwrap();
     }
+}
+
+fn number(bytes: &[u8], at: u64) -> u64 {
+    u64::from_be_bytes(*bytes[at as usize..].first_chunk().unwrap())
 }
 
 #[test]
@@ -111,18 +133,24 @@ fn metadata_that_is_called_free() {
     ] {
         let mut image = good.clone();
         image.put(good.refcount_of(offset), &[0; 2]);
-        image.assert_refused(&[what, "is free", "qemu-img check -r all", "read-only"]);
+        image.assert_writing_ends(&[what, "counts as free space"]);
     }
 }
 
-/// imago would look for a place for the missing block until its stack ends.
 #[test]
 fn no_refcounts_of_the_first_clusters() {
     let dir = TempDir::new().unwrap();
     let mut image = Image::new(&dir);
     let table = image.refcounts();
     image.put_number(table, 0);
-    image.assert_refused(&["header at offset 0 is free"]);
+    // Nothing in there is ever looked for, as there are no refcounts to look at.
+    image.store();
+    let disk = open_disk(&image.path, &[]).unwrap();
+    let mut model = read(&*disk, 0, SIZE);
+    exercise(&*disk, &mut model, 200, &mut Random::new());
+    drop(disk);
+    run("qemu-img", &["check", "-q", "-r", "all", str(&image.path)]);
+    assert!(common::as_qemu_reads(&image.path, "qcow2") == model);
 }
 
 #[test]
@@ -136,14 +164,18 @@ fn narrow_refcounts() {
         write(&*disk, 0, &[2; 4096]).unwrap();
         drop(disk);
         let mut bytes = std::fs::read(&path).unwrap();
-        let number = |at: u64| u64::from_be_bytes(*bytes[at as usize..].first_chunk().unwrap());
-        let block = number(number(REFCOUNTS_AT)) as usize;
+        let block = number(&bytes, number(&bytes, REFCOUNTS_AT)) as usize;
         // The last bit, or byte, of the header's refcount; one is all it has.
         bytes[block + bits.parse::<usize>().unwrap() / 9] &= 0xfe;
         bytes[block + 7] &= if bits == "64" { 0 } else { 0xff };
         std::fs::write(&path, &bytes).unwrap();
-        let text = open_disk(&path, &[]).unwrap_err().to_string();
-        assert!(text.contains("header at offset 0 is free"), "{text}");
+        let disk = open_disk(&path, &[]).unwrap();
+        let err = (0..9).find_map(|at| write(&*disk, SIZE - (at + 1) * CLUSTER, &[3; 512]).err());
+        let cause = err.unwrap().source().unwrap().to_string();
+        assert!(
+            cause.contains("header at offset 0 counts as free"),
+            "{cause}"
+        );
     }
 }
 
@@ -167,25 +199,35 @@ fn tables_in_the_same_place() {
     }
 }
 
-/// The first cluster comes to be called free only when the guest has the compressed data in it
-/// discarded.
+/// Data that is said to be where the metadata is, in one way or another.
 #[test]
-fn the_header_is_no_place_for_data() {
+fn the_metadata_is_no_place_for_data() {
     let dir = TempDir::new().unwrap();
-    let mut image = Image::new(&dir);
-    let l2 = image.l2();
-    image.put_number(l2, COMPRESSED);
-    image.store();
-    let disk = open_disk(&image.path, &[]).unwrap();
-    disk.discard(0, CLUSTER).unwrap();
-    let err = write(&*disk, 0, &[7; CLUSTER as usize]).unwrap_err();
-    let cause = err.source().unwrap().to_string();
-    assert!(cause.contains("header would be overwritten"), "{cause}");
-    // The next one gets another place.
-    write(&*disk, 0, &[8; CLUSTER as usize]).unwrap();
-    assert_eq!(read(&*disk, 0, CLUSTER), [8; CLUSTER as usize]);
-    drop(disk);
-    assert_eq!(std::fs::read(&image.path).unwrap()[..72], image.bytes[..72]);
+    let good = Image::new(&dir);
+    for (place, what) in [
+        (good.l1(), "L1 table"),
+        (good.l2(), "L2 table"),
+        (good.refcounts(), "refcount table"),
+        (good.block(), "refcount block"),
+    ] {
+        for flags in [COPIED, COMPRESSED, 0] {
+            let mut image = good.clone();
+            image.put_number(good.l2(), flags | place);
+            image.store();
+            let disk = open_disk(&image.path, &[]).unwrap();
+            let done = if flags == COPIED {
+                write(&*disk, 0, &[7; CLUSTER as usize])
+            } else {
+                disk.discard(0, CLUSTER)
+            };
+            let cause = done.unwrap_err().source().unwrap().to_string();
+            assert!(cause.contains(what), "{cause}");
+            drop(disk);
+            let bytes = std::fs::read(&image.path).unwrap();
+            let at = place as usize;
+            assert_eq!(bytes[at..at + 512], image.bytes[at..at + 512]);
+        }
+    }
 }
 
 /// Whatever an image's metadata says, this process neither panics nor runs away.

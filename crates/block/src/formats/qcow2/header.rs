@@ -141,7 +141,9 @@ impl Header {
             ));
         }
         // Only the cluster the header is in counts, however much was read.
-        let head = head.get(..1 << cluster_bits).unwrap_or(head);
+        let head = head
+            .get(..1 << cluster_bits)
+            .ok_or_else(|| format!("it is truncated: the file has {} bytes", head.len()))?;
         let mut header = Self {
             version,
             cluster_bits,

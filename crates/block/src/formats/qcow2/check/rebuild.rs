@@ -15,6 +15,9 @@ impl Checker<'_> {
     /// # Errors
     /// They can't be written, or there is no room.
     pub fn rebuild(&mut self) -> io::Result<()> {
+        if self.lost {
+            self.keep_stored()?;
+        }
         self.forget_old();
         let layout = self.layout;
         let refcounts = layout.block_refcounts();
@@ -46,6 +49,29 @@ impl Checker<'_> {
             table = needed.max(table);
         }
         self.write_new(&blocks, table, &place)
+    }
+
+    /// Counts a reference to each cluster that has none, but a refcount.
+    fn keep_stored(&mut self) -> io::Result<()> {
+        let layout = self.layout;
+        let mut block = vec![0; layout.cluster_len()];
+        for index in 0..self.table.len() {
+            let offset = self.table[index] & !0x1ff;
+            if offset == 0 {
+                continue;
+            }
+            self.file.read_buf(&mut block, offset)?;
+            let first = index as u64 * layout.block_refcounts();
+            for at in 0..usize::try_from(layout.block_refcounts()).unwrap_or(0) {
+                let cluster = first + at as u64;
+                let stored = refcounts::get(&block, layout.refcount_order, at);
+                let inside = cluster < layout.clusters(self.file_len);
+                if stored > 0 && inside && self.counts.get(cluster) == 0 {
+                    self.counts.add(cluster)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The refcounts that there are have no references any more.
