@@ -139,11 +139,9 @@ fn features_that_are_not_supported() {
     // Bits that nobody has given a meaning yet, and one whose name the image tells.
     file.write_all_at(&[0x80], 72).unwrap();
     assert_says(&refusal(&image, &[]), &["unknown incompatible features"]);
-    let name = [
-        &[0x68, 3, 0xf8, 0x57, 0, 0, 0, 48, 0, 63][..],
-        b"time travel",
-    ]
-    .concat();
+    let head = [0x68, 3, 0xf8, 0x57, 0, 0, 0, 48, 0, 63];
+    let mut name = [&head[..], b"time travel"].concat();
+    name.resize(64, 0);
     file.write_all_at(&name, 112).unwrap();
     assert_says(&refusal(&image, &[]), &["\"time travel\""]);
 }
