@@ -41,7 +41,10 @@ pub enum StateError {
 }
 
 /// Refuses a state that differs in what the config fixes.
-pub(crate) fn same(
+///
+/// # Errors
+/// Fails unless both are the same number.
+pub fn same(
     what: &'static str,
     saved: impl TryInto<u64>,
     expected: impl TryInto<u64>,
@@ -59,7 +62,10 @@ pub(crate) fn same(
 }
 
 /// Refuses a value that is not `possible`.
-pub(crate) fn ensure(
+///
+/// # Errors
+/// Fails unless it is.
+pub fn ensure(
     possible: bool,
     what: &'static str,
     saved: impl TryInto<u64>,

@@ -13,6 +13,7 @@ pub mod interrupts;
 pub mod msrs;
 pub mod regs;
 pub mod vcpu;
+pub mod vcpu_state;
 
 #[cfg(test)]
 mod tests;
@@ -24,12 +25,14 @@ use std::sync::Arc;
 
 use edgevmm_devices::GuestMemory;
 use edgevmm_devices::pci::config_memory::ConfigMemory;
+use edgevmm_devices::state::{StateError, same};
 use kvm_bindings::{
     KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
-    KVM_IRQCHIP_PIC_SLAVE, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_irqchip,
-    kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
+    KVM_IRQCHIP_PIC_SLAVE, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_enable_cap,
+    kvm_irqchip, kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
+use serde::{Deserialize, Serialize};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
 
 use crate::layout::{ECAM_LEN, IDENTITY_MAP, KVM_TSS};
@@ -82,6 +85,9 @@ pub enum KvmError {
         #[source]
         source: kvm_ioctls::Error,
     },
+    /// A saved state can't be taken up.
+    #[error(transparent)]
+    State(#[from] StateError),
 }
 
 /// Names a failed KVM call.
@@ -109,20 +115,29 @@ pub fn open() -> Result<Kvm, KvmError> {
 }
 
 /// Makes a triple fault that is not reported yet part of a vCPU's events, so that a reset takes it
-/// away. KVM before Linux 6.0 can't do that.
-fn show_triple_faults(vm: &VmFd) -> Result<(), KvmError> {
+/// away. KVM before Linux 6.0 can't do that: it reports the fault when the vCPU runs again.
+fn show_triple_faults(vm: &VmFd) -> Result<bool, KvmError> {
     if vm.check_extension_raw(KVM_CAP_X86_TRIPLE_FAULT_EVENT.into()) == 0 {
-        return Ok(());
+        return Ok(false);
     }
     let mut cap = kvm_enable_cap {
         cap: KVM_CAP_X86_TRIPLE_FAULT_EVENT,
         ..Default::default()
     };
     cap.args[0] = 1;
-    vm.enable_cap(&cap).map_err(call("show triple faults"))
+    vm.enable_cap(&cap).map_err(call("show triple faults"))?;
+    Ok(true)
 }
 
+/// The interrupt controllers of a machine.
+const IRQCHIPS: [u32; 3] = [
+    KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE,
+    KVM_IRQCHIP_IOAPIC,
+];
+
 /// State of the interrupt controllers and the timer.
+#[derive(Clone, Serialize, Deserialize)]
 pub struct ChipState {
     irqchips: Vec<kvm_irqchip>,
     pit: kvm_pit_state2,
@@ -146,6 +161,7 @@ pub struct Vm {
     _memory: Arc<GuestMemory>,
     slots: u32,
     readonly: Vec<ReadOnlyMemory>,
+    shows_triple_faults: bool,
 }
 
 /// Host memory that a guest sees and can't change; writes to it reach the MMIO bus.
@@ -173,8 +189,9 @@ impl Vm {
     /// Fails when the kernel refuses.
     pub fn new(kvm: &Kvm, memory: &Arc<GuestMemory>) -> Result<Vm, KvmError> {
         let fd = kvm.create_vm().map_err(call("make a VM"))?;
-        show_triple_faults(&fd)?;
+        let shows_triple_faults = show_triple_faults(&fd)?;
         let mut vm = Vm {
+            shows_triple_faults,
             fd: Arc::new(fd),
             _memory: Arc::clone(memory),
             slots: 0,
@@ -247,12 +264,8 @@ impl Vm {
     /// # Errors
     /// Fails when the kernel refuses.
     pub fn chips(&self) -> Result<ChipState, KvmError> {
-        let mut irqchips = Vec::with_capacity(3);
-        for chip_id in [
-            KVM_IRQCHIP_PIC_MASTER,
-            KVM_IRQCHIP_PIC_SLAVE,
-            KVM_IRQCHIP_IOAPIC,
-        ] {
+        let mut irqchips = Vec::with_capacity(IRQCHIPS.len());
+        for chip_id in IRQCHIPS {
             let mut chip = kvm_irqchip {
                 chip_id,
                 ..Default::default()
@@ -269,14 +282,48 @@ impl Vm {
     /// Sets the state of the interrupt controllers and the timer.
     ///
     /// # Errors
-    /// Fails when the kernel refuses.
+    /// Refuses a state that has not just these, and fails when the kernel refuses.
     pub fn restore_chips(&self, state: &ChipState) -> Result<(), KvmError> {
+        let number = state.irqchips.len();
+        same("number of interrupt controllers", number, IRQCHIPS.len())?;
+        for (chip, expected) in state.irqchips.iter().zip(IRQCHIPS) {
+            same("kind of interrupt controller", chip.chip_id, expected)?;
+        }
         for chip in &state.irqchips {
             self.fd
                 .set_irqchip(chip)
                 .map_err(call("set an interrupt controller"))?;
         }
         self.fd.set_pit2(&state.pit).map_err(call("set the timer"))
+    }
+
+    /// The guest's paravirtual clock, in nanoseconds.
+    ///
+    /// # Errors
+    /// Fails when the kernel refuses.
+    pub fn clock(&self) -> Result<u64, KvmError> {
+        let clock = self.fd.get_clock();
+        Ok(clock.map_err(call("read the guest's clock"))?.clock)
+    }
+
+    /// Sets the guest's paravirtual clock. A restored guest has not seen the time pass since it
+    /// was saved.
+    ///
+    /// # Errors
+    /// Fails when the kernel refuses.
+    pub fn set_clock(&self, nanoseconds: u64) -> Result<(), KvmError> {
+        let clock = kvm_clock_data {
+            clock: nanoseconds,
+            ..Default::default()
+        };
+        self.fd
+            .set_clock(&clock)
+            .map_err(call("set the guest's clock"))
+    }
+
+    /// Whether a triple fault that is not reported yet is part of a vCPU's events.
+    pub(crate) fn shows_triple_faults(&self) -> bool {
+        self.shows_triple_faults
     }
 
     /// The VM's descriptor, for the other parts of this module.

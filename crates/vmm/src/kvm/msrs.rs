@@ -6,7 +6,7 @@ use kvm_ioctls::{Kvm, VcpuFd};
 use super::{KvmError, call};
 
 /// The time-stamp counter: runs on over a reset, as on many real machines.
-const IA32_TSC: u32 = 0x10;
+pub const IA32_TSC: u32 = 0x10;
 const IA32_MISC_ENABLE: u32 = 0x1a0;
 /// REP string instructions at full speed.
 const MISC_ENABLE_FAST_STRING: u64 = 1;
@@ -20,7 +20,8 @@ pub const DIRECT_BOOT: [(u32, u64); 2] = [
     (MTRR_DEF_TYPE, MTRR_ENABLE_WRITE_BACK),
 ];
 
-/// Which registers make up the state of a vCPU on this host.
+/// Which registers a vCPU returns to at a reset on this host: all of its state but the time-stamp
+/// counter.
 ///
 /// # Errors
 /// Fails when the kernel refuses the list.

@@ -9,16 +9,16 @@ use std::thread::{Builder, JoinHandle};
 
 use edgevmm_devices::GuestMemory;
 use edgevmm_devices::bus::Bus;
+use edgevmm_devices::state::same;
 use kvm_bindings::{
-    KVM_MP_STATE_RUNNABLE, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_debugregs,
-    kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_run, kvm_sregs, kvm_vcpu_events,
-    kvm_xcrs, kvm_xsave,
+    KVM_MP_STATE_RUNNABLE, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_mp_state, kvm_run,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::crash::{self, CrashReport};
 use super::regs::{self, Entry};
-use super::{KvmError, call, msrs};
+use super::vcpu_state::VcpuState;
+use super::{KvmError, Vm, call, msrs};
 
 /// Stack of a vCPU thread. It runs exit handlers only.
 const STACK: usize = 256 << 10;
@@ -43,52 +43,6 @@ pub enum Outcome {
     Crash(CrashReport),
     /// A call to KVM failed.
     Failed(String),
-}
-
-/// Everything of a vCPU that a reset restores.
-#[derive(Debug)]
-struct PowerOn {
-    regs: kvm_regs,
-    sregs: kvm_sregs,
-    lapic: kvm_lapic_state,
-    xsave: kvm_xsave,
-    xcrs: kvm_xcrs,
-    debug: kvm_debugregs,
-    events: kvm_vcpu_events,
-    mp_state: kvm_mp_state,
-    msrs: Vec<kvm_msr_entry>,
-}
-
-impl PowerOn {
-    fn of(fd: &VcpuFd, indices: &[u32]) -> Result<PowerOn, KvmError> {
-        let error = || call("read a vCPU's state");
-        Ok(PowerOn {
-            regs: fd.get_regs().map_err(error())?,
-            sregs: fd.get_sregs().map_err(error())?,
-            lapic: fd.get_lapic().map_err(error())?,
-            xsave: fd.get_xsave().map_err(error())?,
-            xcrs: fd.get_xcrs().map_err(error())?,
-            debug: fd.get_debug_regs().map_err(error())?,
-            events: fd.get_vcpu_events().map_err(error())?,
-            mp_state: fd.get_mp_state().map_err(error())?,
-            msrs: msrs::read(fd, indices)?,
-        })
-    }
-
-    fn apply(&self, fd: &VcpuFd) -> Result<(), KvmError> {
-        let error = || call("set a vCPU's state");
-        fd.set_mp_state(self.mp_state).map_err(error())?;
-        fd.set_regs(&self.regs).map_err(error())?;
-        fd.set_sregs(&self.sregs).map_err(error())?;
-        // SAFETY: the buffer is a whole kvm_xsave as `get_xsave` filled it, and no dynamic
-        // feature that would need a larger one is ever enabled.
-        unsafe { fd.set_xsave(&self.xsave) }.map_err(error())?;
-        fd.set_xcrs(&self.xcrs).map_err(error())?;
-        fd.set_debug_regs(&self.debug).map_err(error())?;
-        msrs::write(fd, &self.msrs)?;
-        fd.set_lapic(&self.lapic).map_err(error())?;
-        fd.set_vcpu_events(&self.events).map_err(error())
-    }
 }
 
 /// What the thread of a vCPU is told to do.
@@ -148,21 +102,35 @@ impl RunPage {
 pub struct Vcpu {
     index: u8,
     fd: VcpuFd,
-    power_on: PowerOn,
+    power_on: VcpuState,
+    /// A reset takes a triple fault away that KVM has not reported yet.
+    resets_faults: bool,
+    /// KVM may still report a triple fault of before the reset.
+    stale_fault: bool,
 }
 
 impl Vcpu {
-    /// Takes over a new vCPU whose CPUID is set.
+    /// Takes over a new vCPU of `vm` whose CPUID is set. `msr_indices` are those of
+    /// [`msrs::state_indices`].
     ///
     /// # Errors
     /// Fails when its state can't be read.
-    pub fn new(index: u8, fd: VcpuFd, msr_indices: &[u32]) -> Result<Vcpu, KvmError> {
-        let power_on = PowerOn::of(&fd, msr_indices)?;
+    pub fn new(vm: &Vm, index: u8, fd: VcpuFd, msr_indices: &[u32]) -> Result<Vcpu, KvmError> {
+        let power_on = VcpuState::of(&fd, msr_indices)?;
         Ok(Vcpu {
             index,
             fd,
             power_on,
+            resets_faults: vm.shows_triple_faults(),
+            stale_fault: false,
         })
+    }
+
+    /// The model-specific registers of a state that another VMM goes on from. The time-stamp
+    /// counter comes before the timer's deadline, which counts by it.
+    fn msr_indices(&self) -> Vec<u32> {
+        let others = self.power_on.msr_indices();
+        [msrs::IA32_TSC].into_iter().chain(others).collect()
     }
 
     /// Puts the vCPU where it begins. Only the boot vCPU (number 0) uses `entry`; the others
@@ -170,9 +138,10 @@ impl Vcpu {
     ///
     /// # Errors
     /// Fails when KVM refuses, or guest memory has no room for the entry's tables.
-    fn reset(&self, memory: &GuestMemory, entry: Entry, first: bool) -> Result<(), KvmError> {
+    fn reset(&mut self, memory: &GuestMemory, entry: Entry, first: bool) -> Result<(), KvmError> {
         if !first {
             self.power_on.apply(&self.fd)?;
+            self.stale_fault = !self.resets_faults;
         }
         if self.index != 0 || entry == Entry::ResetVector {
             return Ok(());
@@ -316,9 +285,8 @@ impl Vcpus {
             }
         }
         for handle in &self.handles {
-            let vcpu = handle.vcpu.lock().unwrap_or_else(PoisonError::into_inner);
             // Refused where the guest uses no such clock.
-            let _ = vcpu.fd.kvmclock_ctrl();
+            let _ = handle.lock().fd.kvmclock_ctrl();
         }
     }
 
@@ -329,10 +297,36 @@ impl Vcpus {
     /// Fails when KVM refuses.
     pub fn reset(&self, entry: Entry) -> Result<(), KvmError> {
         for handle in &self.handles {
-            let vcpu = handle.vcpu.lock().unwrap_or_else(PoisonError::into_inner);
             // No I/O instruction is half done: a paused vCPU has left KVM by a signal, which KVM
             // heeds only after it has completed the instruction.
-            vcpu.reset(&self.memory, entry, false)?;
+            handle.lock().reset(&self.memory, entry, false)?;
+        }
+        Ok(())
+    }
+
+    /// The state of all vCPUs, which must be paused.
+    ///
+    /// # Errors
+    /// Fails when KVM refuses.
+    pub fn states(&self) -> Result<Vec<VcpuState>, KvmError> {
+        let state = |handle: &Handle| {
+            let vcpu = handle.lock();
+            VcpuState::of(&vcpu.fd, &vcpu.msr_indices())
+        };
+        self.handles.iter().map(state).collect()
+    }
+
+    /// Sets the state of all vCPUs, which must be paused, with CPUID as it was then.
+    ///
+    /// # Errors
+    /// Refuses another number of vCPUs, and fails when KVM refuses; reset them then.
+    pub fn restore(&self, states: &[VcpuState]) -> Result<(), KvmError> {
+        same("number of vCPUs", states.len(), self.handles.len())?;
+        for (handle, state) in self.handles.iter().zip(states) {
+            state.check(&handle.lock().msr_indices())?;
+        }
+        for (handle, state) in self.handles.iter().zip(states) {
+            state.apply(&handle.lock().fd)?;
         }
         Ok(())
     }
@@ -352,6 +346,11 @@ impl Drop for Vcpus {
 }
 
 impl Handle {
+    /// The vCPU, while its thread is paused.
+    fn lock(&self) -> MutexGuard<'_, Vcpu> {
+        self.vcpu.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Gives a command and makes the thread look at it.
     fn tell(&self, what: Command) {
         let mut command = self.control.lock();
@@ -422,7 +421,11 @@ impl Runner {
         let buses = &self.surroundings.buses;
         let memory = &self.surroundings.memory;
         loop {
-            let cause = match vcpu.fd.run() {
+            let exit = vcpu.fd.run();
+            // An error is that KVM did not run the guest.
+            let stale_fault = vcpu.stale_fault && matches!(exit, Ok(VcpuExit::Shutdown));
+            vcpu.stale_fault &= exit.is_err();
+            let cause = match exit {
                 // A string instruction is one exit for many accesses to the port.
                 Ok(VcpuExit::IoIn(port, data)) => {
                     for data in data.chunks_mut(self.run_page.io_size()) {
@@ -462,6 +465,7 @@ impl Runner {
                 Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => {
                     return Some(Outcome::PowerOff);
                 }
+                Ok(VcpuExit::Shutdown) if stale_fault => continue,
                 Ok(VcpuExit::Shutdown) => "triple fault".to_owned(),
                 Ok(VcpuExit::FailEntry(reason, _)) => {
                     format!("the processor refuses the guest's state (reason {reason:#x})")

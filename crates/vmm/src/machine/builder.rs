@@ -488,7 +488,7 @@ fn create_vcpus(kvm: &Kvm, vm: &Vm, topology: Topology, count: u8) -> Result<Vec
         let fd = vm.fd().create_vcpu(apic_id).map_err(call("make a vCPU"))?;
         let cpuid = cpuid::for_vcpu(&supported, topology, index)?;
         fd.set_cpuid2(&cpuid).map_err(call("set a vCPU's CPUID"))?;
-        Vcpu::new(index, fd, &indices)
+        Vcpu::new(vm, index, fd, &indices)
     };
     (0..count).map(create).collect()
 }

@@ -1,0 +1,82 @@
+//! The state of a vCPU: what a reset returns it to, and what another VMM goes on from.
+//!
+//! Left out: nested virtualisation, which CPUID does not offer, and processor state that a guest
+//! has only after the VMM asked for it (AMX).
+
+use std::collections::BTreeSet;
+
+use edgevmm_devices::state::ensure;
+use kvm_bindings::{
+    kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
+    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+};
+use kvm_ioctls::VcpuFd;
+use serde::{Deserialize, Serialize};
+
+use super::{KvmError, call, msrs};
+
+/// State of a vCPU, as KVM has it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct VcpuState {
+    pub(super) regs: kvm_regs,
+    pub(super) sregs: kvm_sregs,
+    lapic: kvm_lapic_state,
+    xsave: kvm_xsave,
+    xcrs: kvm_xcrs,
+    debug: kvm_debugregs,
+    events: kvm_vcpu_events,
+    mp_state: kvm_mp_state,
+    msrs: Vec<kvm_msr_entry>,
+}
+
+impl VcpuState {
+    /// The present state with the model-specific registers of `indices`.
+    pub(super) fn of(fd: &VcpuFd, indices: &[u32]) -> Result<VcpuState, KvmError> {
+        let error = || call("read a vCPU's state");
+        Ok(VcpuState {
+            // First: KVM takes pending INITs and SIPIs in here, which changes the others.
+            mp_state: fd.get_mp_state().map_err(error())?,
+            regs: fd.get_regs().map_err(error())?,
+            sregs: fd.get_sregs().map_err(error())?,
+            lapic: fd.get_lapic().map_err(error())?,
+            xsave: fd.get_xsave().map_err(error())?,
+            xcrs: fd.get_xcrs().map_err(error())?,
+            debug: fd.get_debug_regs().map_err(error())?,
+            events: fd.get_vcpu_events().map_err(error())?,
+            msrs: msrs::read(fd, indices)?,
+        })
+    }
+
+    /// Numbers of the model-specific registers that the state has.
+    pub(super) fn msr_indices(&self) -> impl Iterator<Item = u32> {
+        self.msrs.iter().map(|msr| msr.index)
+    }
+
+    /// Refuses a state that has other model-specific registers than `known`: it may come from
+    /// anywhere, and KVM lets us write some that are no guest's.
+    pub(super) fn check(&self, known: &[u32]) -> Result<(), KvmError> {
+        let known: BTreeSet<_> = known.iter().collect();
+        for msr in &self.msrs {
+            let what = "model-specific register of a vCPU";
+            ensure(known.contains(&msr.index), what, msr.index)?;
+        }
+        Ok(())
+    }
+
+    /// Sets the vCPU to this state. The rest is for KVM to check.
+    pub(super) fn apply(&self, fd: &VcpuFd) -> Result<(), KvmError> {
+        let error = || call("set a vCPU's state");
+        fd.set_mp_state(self.mp_state).map_err(error())?;
+        fd.set_regs(&self.regs).map_err(error())?;
+        fd.set_sregs(&self.sregs).map_err(error())?;
+        // SAFETY: the buffer is a whole kvm_xsave, which is all that KVM reads: no dynamic feature
+        // that would need a larger one is ever enabled.
+        unsafe { fd.set_xsave(&self.xsave) }.map_err(error())?;
+        fd.set_xcrs(&self.xcrs).map_err(error())?;
+        fd.set_debug_regs(&self.debug).map_err(error())?;
+        fd.set_lapic(&self.lapic).map_err(error())?;
+        // The deadline of the local APIC's timer is one of them: KVM takes it only in that mode.
+        msrs::write(fd, &self.msrs)?;
+        fd.set_vcpu_events(&self.events).map_err(error())
+    }
+}
