@@ -252,7 +252,10 @@ fn map(args: &OneImage) -> Outcome {
             })
         }
     });
-    report::broken_pipe_is_fine(written)?;
+    if written.is_err() {
+        report::broken_pipe_is_fine(written)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     mapped.map_err(failure)?;
     report::broken_pipe_is_fine(writer.end())?;
     Ok(ExitCode::SUCCESS)
