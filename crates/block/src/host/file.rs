@@ -13,6 +13,8 @@ use std::sync::{Mutex, PoisonError};
 use libc::iovec;
 
 use super::direct::{Alignment, Buffers};
+#[cfg(test)]
+use super::record::Event;
 use crate::BlockError;
 
 mod ioctl {
@@ -43,6 +45,9 @@ pub struct HostFile {
     limit: AtomicU64,
     /// The error by which written data was lost. Held while waiting for the disk.
     lost: Mutex<Option<i32>>,
+    /// Where tests have everything noted.
+    #[cfg(test)]
+    pub recording: Option<super::record::Recording>,
 }
 
 /// What only block devices have.
@@ -90,6 +95,8 @@ impl HostFile {
             rewriting: Mutex::default(),
             limit: AtomicU64::new(u64::MAX),
             lost: Mutex::default(),
+            #[cfg(test)]
+            recording: None,
         })
     }
 
@@ -163,8 +170,18 @@ impl HostFile {
         } else if self.device.is_some() {
             Err(io::Error::other("the block device is smaller"))
         } else {
-            self.file.set_len(len)
+            self.file.set_len(len)?;
+            #[cfg(test)]
+            self.note(Event::SetLen(len));
+            Ok(())
         }
+    }
+
+    /// Has something noted that was done, for tests.
+    #[cfg(test)]
+    pub(super) fn note(&self, event: Event) -> usize {
+        let recording = self.recording.as_ref();
+        recording.map_or(0, |recording| recording.note(event))
     }
 
     /// Promises that no byte from `len` on will ever be wanted. A write without the page cache that
@@ -267,7 +284,13 @@ impl HostFile {
             unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, len) as isize }
                 .into_result()
         })
-        .map(drop)
+        .map(drop)?;
+        #[cfg(test)]
+        self.note(Event::Zero {
+            offset: offset.unsigned_abs(),
+            len: len.unsigned_abs(),
+        });
+        Ok(())
     }
 
     /// Makes written data durable, with the metadata needed to read it back.
@@ -287,7 +310,13 @@ impl HostFile {
                 format!("data was lost when an earlier flush failed: {earlier}"),
             ));
         }
+        #[cfg(test)]
+        let begin = self.note(Event::SyncBegins);
         let done = sync(&self.file);
+        #[cfg(test)]
+        if done.is_ok() {
+            self.note(Event::SyncEnds(begin));
+        }
         if let Err(error) = &done
             && !self.is_direct()
         {

@@ -7,6 +7,8 @@ mod file;
 mod flush;
 pub mod lock;
 mod memory;
+#[cfg(test)]
+pub mod record;
 mod transfer;
 pub mod uring;
 

@@ -62,13 +62,32 @@ impl HostFile {
             return unsafe { self.write_unaligned(iovecs, offset) };
         }
         let mut at = offset;
-        in_batches(iovecs, |batch| {
+        in_batches(iovecs.clone(), |batch| {
             let len = batch_len(batch);
             // SAFETY: the caller vouches for the memory.
             unsafe { self.write_batch(batch, at) }?;
             at = end_of(at, len)?;
             Ok(())
-        })
+        })?;
+        #[cfg(test)]
+        self.note_write(iovecs, offset);
+        Ok(())
+    }
+
+    /// Has a write noted, for tests.
+    #[cfg(test)]
+    fn note_write(&self, iovecs: impl Iterator<Item = iovec>, offset: u64) {
+        if self.recording.is_none() {
+            return;
+        }
+        let mut data = Vec::new();
+        for vec in iovecs {
+            // SAFETY: whoever wrote vouches for the memory; tests change none meanwhile.
+            data.extend(unsafe {
+                std::slice::from_raw_parts(vec.iov_base.cast::<u8>(), vec.iov_len)
+            });
+        }
+        self.note(super::record::Event::Write { offset, data });
     }
 
     /// [`Self::read_at`] for memory of this process.

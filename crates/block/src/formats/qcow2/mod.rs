@@ -28,6 +28,8 @@ mod refcounts;
 mod snapshots;
 mod space;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod unpacked;
 mod write;
 mod zero;

@@ -37,7 +37,7 @@ impl Checker<'_> {
                 changed = true;
             }
             self.file.read_buf(&mut table, offset)?;
-            if self.compare_table(&mut table, offset, fix)? && fix {
+            if self.compare_table(&mut table, offset)? && fix {
                 self.file.write_buf(&table, offset)?;
             }
         }
@@ -49,7 +49,7 @@ impl Checker<'_> {
     }
 
     /// Compares the flags of one L2 table. Returns whether it has changed.
-    fn compare_table(&mut self, table: &mut [u8], offset: u64, fix: bool) -> io::Result<bool> {
+    fn compare_table(&mut self, table: &mut [u8], offset: u64) -> io::Result<bool> {
         let layout = self.layout;
         let mut changed = false;
         for at in 0..usize::try_from(layout.table_entries()).unwrap_or(0) {

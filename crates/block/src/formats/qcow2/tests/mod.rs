@@ -1,0 +1,7 @@
+//! Tests of the engine as a whole.
+
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+mod power_cut;
+mod replay;
+mod setup;
