@@ -7,7 +7,7 @@ use std::sync::Arc;
 use edgevmm_block::BlockBackend;
 use edgevmm_config::{ConsoleDevice, ConsoleOutput, Topology, VmConfig};
 use edgevmm_devices::GuestMemory;
-use edgevmm_devices::bus::{BusError, shared};
+use edgevmm_devices::bus::{BusError, Shared, shared};
 use edgevmm_devices::console::{ConsoleInput, ConsoleSink};
 use edgevmm_devices::legacy::debug_port::LineSink;
 use edgevmm_devices::pci::{PciConfigPorts, PciEcam, PciError, PciHost, PciResetPort, PciWindow};
@@ -121,6 +121,7 @@ struct PciBuilder<'a> {
     /// BARs are placed by us when no firmware does it.
     place_bars: bool,
     next_slot: u8,
+    functions: Vec<Shared<VirtioPci>>,
 }
 
 impl PciBuilder<'_> {
@@ -146,8 +147,9 @@ impl PciBuilder<'_> {
             memory: Arc::clone(self.memory),
             bar_address: u32::try_from(bar).ok().filter(|_| self.place_bars),
         };
-        self.host
-            .add(slot, shared(VirtioPci::new(device, config)?))?;
+        let function = shared(VirtioPci::new(device, config)?);
+        self.functions.push(Arc::clone(&function));
+        self.host.add(slot, function)?;
         self.next_slot += 1;
         Ok(slot)
     }
@@ -282,6 +284,7 @@ impl Machine {
             memory: &memory,
             place_bars: !firmware,
             next_slot: 1,
+            functions: Vec::new(),
         };
         let boot_slots = add_disks(&mut pci, &disks)?;
         for nic in nics {
@@ -292,6 +295,7 @@ impl Machine {
             ConsoleDevice::Serial => None,
             ConsoleDevice::Virtio => Some(add_console(&mut pci, console.virtio)?),
         };
+        let functions = pci.functions;
         let pci = Arc::new(pci.host);
 
         let fw_cfg = firmware.then(|| firmware_data::fw_cfg(&description, &boot_slots));
@@ -329,6 +333,7 @@ impl Machine {
         Ok(Machine {
             vcpus,
             pci,
+            functions,
             legacy,
             disks: disks
                 .into_iter()

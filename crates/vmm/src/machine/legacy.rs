@@ -8,14 +8,16 @@ use std::sync::{Arc, Mutex};
 use edgevmm_devices::GuestMemory;
 use edgevmm_devices::bus::{BusError, Shared, lock, shared};
 use edgevmm_devices::console::{ConsoleInput, ConsoleSink};
-use edgevmm_devices::legacy::acpi_pm::{self, AcpiPm, AcpiPmConfig};
+use edgevmm_devices::legacy::acpi_pm::{self, AcpiPm, AcpiPmConfig, AcpiPmState};
 use edgevmm_devices::legacy::clock::{MonotonicClock, WallClock};
-use edgevmm_devices::legacy::cmos::{self, Cmos, CmosConfig, CmosMachine};
+use edgevmm_devices::legacy::cmos::{self, Cmos, CmosConfig, CmosMachine, CmosState};
 use edgevmm_devices::legacy::debug_port::{DebugPort, LineSink};
-use edgevmm_devices::legacy::fw_cfg::{self, FwCfg, FwCfgItems};
-use edgevmm_devices::legacy::i8042::{self, ControlPortA, I8042};
-use edgevmm_devices::legacy::serial::{self, Serial, SerialConfig};
+use edgevmm_devices::legacy::fw_cfg::{self, FwCfg, FwCfgItems, FwCfgState};
+use edgevmm_devices::legacy::i8042::{self, ControlPortA, ControlPortAState, I8042, I8042State};
+use edgevmm_devices::legacy::serial::{self, Serial, SerialConfig, SerialState};
 use edgevmm_devices::platform::{IrqLine, Platform};
+use edgevmm_devices::state::{StateError, same};
+use serde::{Deserialize, Serialize};
 
 use crate::kvm::vcpu::Buses;
 use crate::layout::{
@@ -49,6 +51,17 @@ pub(super) struct LegacyDevices {
     acpi_pm: Shared<AcpiPm>,
     fw_cfg: Option<Shared<FwCfg>>,
     debug: Option<Shared<DebugPort>>,
+}
+
+/// State of [`LegacyDevices`]. The debug port has none that a guest would miss.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct LegacyState {
+    serial: SerialState,
+    cmos: CmosState,
+    i8042: I8042State,
+    control_a: ControlPortAState,
+    acpi_pm: AcpiPmState,
+    fw_cfg: Option<FwCfgState>,
 }
 
 impl LegacyDevices {
@@ -118,6 +131,31 @@ impl LegacyDevices {
 
     pub fn press_power_button(&self) {
         lock(&self.acpi_pm).press_power_button();
+    }
+
+    pub fn state(&self) -> LegacyState {
+        LegacyState {
+            serial: lock(&self.serial).state(),
+            cmos: lock(&self.cmos).state(),
+            i8042: lock(&self.i8042).state(),
+            control_a: lock(&self.control_a).state(),
+            acpi_pm: lock(&self.acpi_pm).state(),
+            fw_cfg: self.fw_cfg.as_ref().map(|device| lock(device).state()),
+        }
+    }
+
+    pub fn restore(&self, state: &LegacyState) -> Result<(), StateError> {
+        let (saved, own) = (state.fw_cfg.is_some(), self.fw_cfg.is_some());
+        same("number of fw_cfg devices", u64::from(saved), u64::from(own))?;
+        lock(&self.serial).restore(&state.serial)?;
+        lock(&self.cmos).restore(&state.cmos)?;
+        lock(&self.i8042).restore(&state.i8042)?;
+        lock(&self.control_a).restore(&state.control_a);
+        lock(&self.acpi_pm).restore(&state.acpi_pm)?;
+        if let (Some(device), Some(state)) = (&self.fw_cfg, &state.fw_cfg) {
+            lock(device).restore(state);
+        }
+        Ok(())
     }
 
     pub fn reset(&self) {

@@ -9,6 +9,7 @@ mod firmware_data;
 pub mod identity;
 mod legacy;
 mod network;
+mod state;
 mod storage;
 
 use std::path::PathBuf;
@@ -16,11 +17,14 @@ use std::sync::Arc;
 
 use edgevmm_block::BlockBackend;
 use edgevmm_devices::GuestMemory;
+use edgevmm_devices::bus::{Shared, lock};
 use edgevmm_devices::pci::PciHost;
 use edgevmm_devices::virtio::console::Resizer;
+use edgevmm_devices::virtio::transport::VirtioPci;
 
 pub use builder::BuildError;
 pub use network::NetworkError;
+pub use state::MachineState;
 pub use storage::{Overlay, StorageError, disk_paths, overlay_of};
 
 use crate::boot::{Boot, BootError};
@@ -51,6 +55,8 @@ pub enum ResetError {
 pub struct Machine {
     vcpus: Vcpus,
     pci: Arc<PciHost>,
+    /// The functions on the bus by rising slot.
+    functions: Vec<Shared<VirtioPci>>,
     legacy: LegacyDevices,
     disks: Vec<(String, Arc<dyn BlockBackend>)>,
     _device_thread: DeviceThread,
@@ -81,8 +87,11 @@ impl Machine {
         self.resizer.clone()
     }
 
-    /// Lets the vCPUs run.
+    /// Lets the vCPUs run, and the devices if they were suspended.
     pub fn resume(&self) {
+        for function in &self.functions {
+            lock(function).resume();
+        }
         self.vcpus.resume();
     }
 

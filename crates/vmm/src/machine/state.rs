@@ -1,0 +1,196 @@
+//! The state of a machine beside its memory and its disks: what another VMM goes on from.
+
+use edgevmm_devices::bus::lock;
+use edgevmm_devices::pci::PciHostState;
+use edgevmm_devices::state::same;
+use edgevmm_devices::virtio::transport::VirtioPciState;
+use serde::{Deserialize, Serialize};
+
+use super::Machine;
+use super::legacy::LegacyState;
+use crate::kvm::vcpu_state::VcpuState;
+use crate::kvm::{ChipState, KvmError};
+
+/// State of a [`Machine`].
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MachineState {
+    vcpus: Vec<VcpuState>,
+    chips: ChipState,
+    /// The paravirtual clock in nanoseconds.
+    clock: u64,
+    legacy: LegacyState,
+    pci: PciHostState,
+    /// Of the functions by rising slot.
+    functions: Vec<VirtioPciState>,
+}
+
+impl Machine {
+    /// The machine's state. The vCPUs must be paused; until [`Machine::resume`] nothing but the
+    /// caller changes guest memory.
+    ///
+    /// # Errors
+    /// Fails when KVM refuses.
+    pub fn suspend(&self) -> Result<MachineState, KvmError> {
+        // Devices first: the interrupts that they raise on the way show in the controllers.
+        Ok(MachineState {
+            functions: (self.functions.iter())
+                .map(|function| lock(function).suspend())
+                .collect(),
+            pci: self.pci.state(),
+            legacy: self.legacy.state(),
+            chips: self.vm.chips()?,
+            clock: self.vm.clock()?,
+            vcpus: self.vcpus.states()?,
+        })
+    }
+
+    /// Takes up a state of a machine of the same config, whose memory the caller has restored.
+    /// The vCPUs must be paused; all goes on with [`Machine::resume`].
+    ///
+    /// # Errors
+    /// Refuses a state that this machine can't be in, and fails when KVM does. The machine must
+    /// not run then before it was reset.
+    pub fn restore(&self, state: &MachineState) -> Result<(), KvmError> {
+        let what = "number of PCI functions";
+        same(what, state.functions.len(), self.functions.len())?;
+        self.pci.reset_all();
+        self.legacy.reset();
+        // Devices last: a line that they raise anew must not be overwritten in the controllers,
+        // where one that is up already changes nothing.
+        self.vm.restore_chips(&state.chips)?;
+        self.vm.set_clock(state.clock)?;
+        self.vcpus.restore(&state.vcpus)?;
+        for (function, state) in self.functions.iter().zip(&state.functions) {
+            lock(function).restore(state)?;
+        }
+        self.pci.restore(&state.pci)?;
+        self.legacy.restore(&state.legacy)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::io::Write;
+
+    use edgevmm_config::{BootConfig, ByteSize, VmConfig};
+    use edgevmm_devices::pci::config_memory::SLOT_LEN;
+    use tempfile::NamedTempFile;
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::lifecycle::Mailbox;
+
+    const RAM: usize = 4 << 20;
+    const RNG: u64 = SLOT_LEN as u64;
+
+    /// mov al, 0x40; out 0x70, al; mov al, 0x55; out 0x71, al; mov dx, 0x3f8
+    /// again: inc bl; mov al, bl; out dx, al; jmp again
+    const COUNT: &[u8] =
+        b"\xb0\x40\xe6\x70\xb0\x55\xe6\x71\xba\xf8\x03\xfe\xc3\x88\xd8\xee\xeb\xf9";
+
+    /// A BIOS that counts on the serial port.
+    fn bios() -> NamedTempFile {
+        let mut image = vec![0; 128 << 10];
+        let (code, entry) = (image.len() - 0x100, image.len() - 0x10);
+        image[code..][..COUNT.len()].copy_from_slice(COUNT);
+        // jmp to the code, which is 0xf3 before the next instruction.
+        image[entry..][..3].copy_from_slice(&[0xe9, 0x0d, 0xff]);
+        let mut file = NamedTempFile::new().unwrap();
+        file.write_all(&image).unwrap();
+        file
+    }
+
+    struct Running {
+        machine: Machine,
+        _mailbox: Mailbox,
+    }
+
+    impl Running {
+        fn new(bios: &NamedTempFile) -> Self {
+            let mut config = VmConfig {
+                boot: BootConfig {
+                    bios: Some(bios.path().to_path_buf()),
+                    ..BootConfig::default()
+                },
+                nets: Vec::new(),
+                ..VmConfig::default()
+            };
+            config.memory.size = ByteSize(RAM as u64);
+            let mailbox = Mailbox::default();
+            let machine = Machine::build(&config, &mailbox).unwrap();
+            let _mailbox = mailbox;
+            Self { machine, _mailbox }
+        }
+
+        /// Runs the machine until it has printed; first and last byte.
+        fn count(&self) -> (u8, u8) {
+            let console = self.machine.console();
+            let mut reader = console.reader(0);
+            self.machine.resume();
+            let mut all = Vec::new();
+            let mut bytes = [0; 4096];
+            let chunk = reader.read_blocking(&mut bytes);
+            all.extend(&bytes[..chunk.len]);
+            self.machine.pause();
+            // What came meanwhile, and the reader did not wait for.
+            console.close();
+            loop {
+                let chunk = reader.read_blocking(&mut bytes);
+                assert_eq!(chunk.dropped, 0);
+                if chunk.closed {
+                    break;
+                }
+                all.extend(&bytes[..chunk.len]);
+            }
+            (all[0], all[all.len() - 1])
+        }
+    }
+
+    #[test]
+    fn another_machine_goes_on_where_one_was() {
+        let bios = bios();
+        let first = Running::new(&bios);
+        let (_, last) = first.count();
+        // As firmware would: the entropy source's BAR, decoding and interrupt line.
+        for (offset, value) in [(0x10, 0xc123_4000_u32), (4, 6), (0x3c, 11)] {
+            let bytes = value.to_le_bytes();
+            first.machine.pci.config_write(RNG + offset, &bytes);
+        }
+        first.machine.pci.window_write(0xc123_4014, &[3]);
+
+        let state = first.machine.suspend().unwrap();
+        let text = serde_json::to_string(&state).unwrap();
+        let mut bytes = vec![0; RAM];
+        let memory = &first.machine.memory;
+        memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+        drop(first);
+
+        let second = Running::new(&bios);
+        let memory = &second.machine.memory;
+        memory.write_slice(&bytes, GuestAddress(0)).unwrap();
+        let state: MachineState = serde_json::from_str(&text).unwrap();
+        second.machine.restore(&state).unwrap();
+        let mut status = [0];
+        second.machine.pci.window_read(0xc123_4014, &mut status);
+        assert_eq!(status, [3]);
+        let again = serde_json::to_value(second.machine.suspend().unwrap()).unwrap();
+        assert_eq!(again["legacy"]["cmos"]["cells"][0x40], 0x55);
+        let functions = serde_json::to_value(&state).unwrap()["functions"].take();
+        assert_eq!(again["functions"], functions);
+        assert_eq!(second.count().0, last.wrapping_add(1));
+    }
+
+    #[test]
+    fn states_of_other_machines_are_refused() {
+        let bios = bios();
+        let first = Running::new(&bios);
+        first.count();
+        let mut state = first.machine.suspend().unwrap();
+        state.functions.clear();
+        let error = first.machine.restore(&state).unwrap_err();
+        assert!(error.to_string().contains("PCI functions"), "{error}");
+    }
+}
