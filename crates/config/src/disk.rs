@@ -55,6 +55,66 @@ pub struct DiskConfig {
     /// Request queues; as many as vCPUs (at most 4) when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queues: Option<u16>,
+    /// By which means the image is read and written.
+    #[serde(default)]
+    pub aio: DiskAio,
+    /// What to do about requests that the host fails.
+    #[serde(default, alias = "error-policy")]
+    pub error_policy: DiskErrorPolicy,
+    /// Bytes a second, of reads and writes together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bps: Option<ByteSize>,
+    /// Bytes a second of reads.
+    #[serde(default, alias = "bps-read", skip_serializing_if = "Option::is_none")]
+    pub bps_read: Option<ByteSize>,
+    /// Bytes a second of writes.
+    #[serde(default, alias = "bps-write", skip_serializing_if = "Option::is_none")]
+    pub bps_write: Option<ByteSize>,
+    /// Bytes at once after a rest, for each of the limits on bytes; a tenth of a second's worth
+    /// when absent.
+    #[serde(default, alias = "bps-burst", skip_serializing_if = "Option::is_none")]
+    pub bps_burst: Option<ByteSize>,
+    /// Requests a second, of reads and writes together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iops: Option<u64>,
+    /// Reads a second.
+    #[serde(default, alias = "iops-read", skip_serializing_if = "Option::is_none")]
+    pub iops_read: Option<u64>,
+    /// Writes a second.
+    #[serde(default, alias = "iops-write", skip_serializing_if = "Option::is_none")]
+    pub iops_write: Option<u64>,
+    /// Requests at once after a rest, for each of the limits on requests; a tenth of a second's
+    /// worth when absent.
+    #[serde(default, alias = "iops-burst", skip_serializing_if = "Option::is_none")]
+    pub iops_burst: Option<u64>,
+}
+
+/// By which means a disk image is read and written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskAio {
+    /// io_uring where the host has and allows it, threads otherwise.
+    #[default]
+    Auto,
+    /// io_uring, or nothing.
+    IoUring,
+    /// Calls that block, in the thread of each queue.
+    Threads,
+}
+
+/// What to do about requests that the host fails.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskErrorPolicy {
+    /// Pause the machine; the requests are tried again when it goes on.
+    #[default]
+    Stop,
+    /// Tell the guest.
+    Report,
+    /// Tell the guest that all is well.
+    Ignore,
+    /// Pause for want of space, tell the guest of other errors.
+    EnoSpace,
 }
 
 impl DiskConfig {

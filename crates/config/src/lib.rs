@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 pub use boot::{BootConfig, CloudInitConfig, IdentityConfig};
 pub use console::{ConsoleConfig, ConsoleDevice, ConsoleOutput};
 pub use cpu::{CpuConfig, MemoryConfig};
-pub use disk::{DiskConfig, DiskFormat, ImageConfig};
+pub use disk::{DiskAio, DiskConfig, DiskErrorPolicy, DiskFormat, ImageConfig};
 pub use file::{ConfigFileError, ConfigTextError, MAX_FILE_SIZE};
 pub use flag::{FlagError, escape_value};
 pub use mac::{MacAddr, MacAddrError};

@@ -121,6 +121,16 @@ pub enum ConfigError {
         /// Queues asked for.
         queues: u16,
     },
+    /// A limit of a disk is none.
+    #[error("Disk {} can't have `{key}`: {reason}", path.display())]
+    DiskLimit {
+        /// The image.
+        path: PathBuf,
+        /// The limit's key.
+        key: &'static str,
+        /// What is wrong, and what to do.
+        reason: &'static str,
+    },
     /// The name of a tap can't be one.
     #[error(
         "`{0}` can't name a tap device: use 1 to {MAX_INTERFACE_NAME} characters without spaces \

@@ -81,6 +81,10 @@ pub enum MachineRequest {
 pub trait MachineControl: Send + Sync + Debug {
     /// Files `request`; it is carried out on the main thread soon after.
     fn request(&self, request: MachineRequest);
+
+    /// Asks for the vCPUs to be halted until somebody has the machine go on, because of `reason`,
+    /// which is for people. A device that can't go on without help from outside calls it.
+    fn pause(&self, reason: String);
 }
 
 /// A handler that lives on the shared device thread.

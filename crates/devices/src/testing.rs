@@ -267,17 +267,40 @@ impl Doorbells for MockDoorbells {
 
 /// Records what was asked of the machine.
 #[derive(Debug, Default)]
-pub(crate) struct MockControl(Mutex<Vec<MachineRequest>>);
+pub(crate) struct MockControl {
+    requests: Mutex<Vec<MachineRequest>>,
+    pauses: Mutex<Vec<String>>,
+    paused: Condvar,
+}
 
 impl MockControl {
     pub(crate) fn requests(&self) -> Vec<MachineRequest> {
-        lock(&self.0).clone()
+        lock(&self.requests).clone()
+    }
+
+    /// Waits until the machine was asked to pause `count` times in all, and returns the reasons.
+    pub(crate) fn wait_pauses(&self, count: usize) -> Vec<String> {
+        let (pauses, timeout) = self
+            .paused
+            .wait_timeout_while(lock(&self.pauses), PATIENCE, |pauses| pauses.len() < count)
+            .unwrap();
+        assert!(!timeout.timed_out(), "only got {pauses:?}");
+        pauses.clone()
+    }
+
+    pub(crate) fn pauses(&self) -> usize {
+        lock(&self.pauses).len()
     }
 }
 
 impl MachineControl for MockControl {
     fn request(&self, request: MachineRequest) {
-        lock(&self.0).push(request);
+        lock(&self.requests).push(request);
+    }
+
+    fn pause(&self, reason: String) {
+        lock(&self.pauses).push(reason);
+        self.paused.notify_all();
     }
 }
 

@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use edgevmm_block::{DiskOptions, open};
 use edgevmm_devices::GuestMemory;
-use edgevmm_devices::platform::{DeviceLoop, LoopHandler};
-use edgevmm_devices::virtio::block::{Block, BlockConfig};
+use edgevmm_devices::platform::{DeviceLoop, LoopHandler, MachineControl, MachineRequest};
+use edgevmm_devices::virtio::block::{Aio, Block, BlockConfig, Rate};
 use edgevmm_devices::virtio::net::{GuestOffloads, Net, NetBackend, NetConfig};
 use edgevmm_devices::virtio::{Activation, ActiveQueue, DriverError, Notifier, VirtioDevice};
 use event_manager::{EventManager, SubscriberId, SubscriberOps};
@@ -101,16 +101,35 @@ fn allocations(mut step: impl FnMut()) -> u64 {
     ALLOCATIONS.load(Ordering::Relaxed) - before
 }
 
-fn block() {
-    let mut image = tempfile::NamedTempFile::new().unwrap();
+/// A machine of which nothing is asked.
+#[derive(Debug)]
+struct NoControl;
+
+impl MachineControl for NoControl {
+    fn request(&self, request: MachineRequest) {
+        panic!("{request:?}");
+    }
+
+    fn pause(&self, reason: String) {
+        panic!("{reason}");
+    }
+}
+
+fn block(aio: Aio, direct: bool) {
+    let mut image = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
     image.write_all(&vec![0x5a; 1 << 20]).unwrap();
-    let disk = open(DiskOptions::new(image.reopen().unwrap(), "disk")).unwrap();
-    let config = BlockConfig {
-        name: "blk0".into(),
-        serial: "serial".into(),
-        queues: 1,
+    let mut options = DiskOptions::new(image.reopen().unwrap(), "disk");
+    options.direct = direct;
+    let rate = Some(Rate {
+        per_second: 1 << 40,
+        burst: None,
+    });
+    let mut config = BlockConfig {
+        aio,
+        ..BlockConfig::default()
     };
-    let mut block = Block::new(config, disk);
+    config.rate_limits.bytes.total = rate;
+    let mut block = Block::new(config, open(options).unwrap(), Arc::new(NoControl));
     let quiet = Arc::<Quiet>::default();
     let mut drivers = [Driver::new(&memory(), 0x1000, 256)];
     block
@@ -121,18 +140,22 @@ fn block() {
     for kind in [0_u32, 1, 4, 99] {
         driver.write(0x10_0000, &kind.to_le_bytes());
         let count = allocations(|| {
-            let data = if kind == 0 { writable } else { readable };
-            let (data, more) = (data(DATA, 4096), data(DATA + 0x2000, 512));
-            let (header, status) = (readable(0x10_0000, 16), writable(0x10_0100, 1));
-            if kind < 2 {
-                driver.add(&[header, data, more, status]);
-            } else {
-                driver.add(&[header, status]);
+            for _ in 0..8 {
+                let data = if kind == 0 { writable } else { readable };
+                let (data, more) = (data(DATA, 4096), data(DATA + 0x2000, 512));
+                let (header, status) = (readable(0x10_0000, 16), writable(0x10_0100, 1));
+                if kind < 2 {
+                    driver.add(&[header, data, more, status]);
+                } else {
+                    driver.add(&[header, status]);
+                }
             }
             driver.kick();
-            driver.wait_used();
+            for _ in 0..8 {
+                driver.wait_used();
+            }
         });
-        assert_eq!(count, 0, "request {kind}");
+        assert_eq!(count, 0, "request {kind}, {aio:?}, direct {direct}");
     }
     assert_eq!(driver.read(DATA, 4096), [0x5a; 4096]);
     assert!(!quiet.broken.load(Ordering::Relaxed));
@@ -284,6 +307,10 @@ fn requests_and_frames_do_not_allocate() {
         ALLOCATIONS.load(Ordering::Relaxed) > before,
         "the count works"
     );
-    block();
+    for aio in [Aio::Auto, Aio::Threads] {
+        for direct in [false, true] {
+            block(aio, direct);
+        }
+    }
     net();
 }

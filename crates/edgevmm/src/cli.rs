@@ -52,6 +52,8 @@ pub enum Command {
     Resume(NameArgs),
     /// Reset machines, as their reset button would
     Reset(NameArgs),
+    /// Make a disk of a running machine larger, and tell the guest
+    ResizeDisk(ResizeDiskArgs),
     /// Describe a machine
     Inspect(InspectArgs),
     /// Wait until a machine ends, and exit as its `run` would
@@ -165,7 +167,11 @@ pub struct StorageArgs {
     /// Add a disk. Keys: ro, snapshot, direct, serial=, bootindex=, queues=, overlay=FILE and
     /// overlay_size= for what is written over the image; and what the image is made of: backing=
     /// for each backing file of a qcow2, data_file= for each further file with its data,
-    /// internal_snapshot=, member= of an OVA, format=. A comma in a path is written twice
+    /// internal_snapshot=, member= of an OVA, format=. How it is served: aio=io_uring|threads;
+    /// error_policy=stop|report|ignore|enospace (stop pauses the machine until `edgevmm resume`);
+    /// bps=, iops= limit bytes and requests a second, bps_read=, bps_write=, iops_read=,
+    /// iops_write= one direction, bps_burst=, iops_burst= what may come at once. A comma in a path
+    /// is written twice
     #[arg(long = "disk", value_name = "PATH[,KEY=VALUE...]")]
     pub disks: Vec<DiskConfig>,
     /// Keep all images as they are: writes of the guest go to throw-away overlays
@@ -277,6 +283,17 @@ pub struct InspectArgs {
     pub name: String,
     #[command(flatten)]
     pub json: JsonArg,
+}
+
+/// What `resize-disk` takes.
+#[derive(Debug, Args)]
+pub struct ResizeDiskArgs {
+    /// The machine
+    pub name: String,
+    /// The disk: disk0 is the first
+    pub disk: String,
+    /// Its new size, like 20G
+    pub size: ByteSize,
 }
 
 /// What `rm` takes.

@@ -75,6 +75,7 @@ impl Machine for Scripted {
                 nanos: 0,
             }),
             resets: 2,
+            reason: "disk0: full".into(),
             ..Default::default()
         }))
     }
@@ -100,6 +101,18 @@ impl Machine for Scripted {
     ) -> Result<Response<v1::ResetResponse>, Status> {
         self.called("reset");
         Ok(Response::new(v1::ResetResponse {}))
+    }
+
+    async fn resize_disk(
+        &self,
+        request: Request<v1::ResizeDiskRequest>,
+    ) -> Result<Response<v1::ResizeDiskResponse>, Status> {
+        let v1::ResizeDiskRequest { disk, size } = request.into_inner();
+        if disk != "disk0" {
+            return Err(Status::not_found(format!("there is no disk {disk:?}")));
+        }
+        self.called(format!("resize {size}"));
+        Ok(Response::new(v1::ResizeDiskResponse {}))
     }
 
     async fn stop(
@@ -264,8 +277,8 @@ fn machines_are_listed_and_described() {
     let list = text(&bench.run(&["ps"]).stdout);
     let row: Vec<_> = list.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!(
-        (row[0], row[1], row[3], row[5]),
-        ("vm", "paused", "1h1m", "1G")
+        (row[0], row[1], row[3], row[5], row[6..].join(" ").as_str()),
+        ("vm", "paused", "1h1m", "1G", "disk0: full")
     );
     let json: serde_json::Value =
         serde_json::from_slice(&bench.run(&["inspect", "--json", "vm"]).stdout).unwrap();
@@ -273,6 +286,7 @@ fn machines_are_listed_and_described() {
         (json["resets"].as_u64(), json["uptime_seconds"].as_i64()),
         (Some(2), Some(3700))
     );
+    assert_eq!(json["reason"], "disk0: full");
     assert_eq!(json["config"]["memory"]["size"], "1G");
     assert_eq!(json["pid"].as_u64(), Some(std::process::id().into()));
 }
@@ -288,7 +302,19 @@ fn calls_arrive_and_refusals_are_told() {
         text(&refused.stderr),
         "edgevmm: Can't resume vm: The machine is running\n"
     );
-    assert_eq!(bench.calls(), ["pause", "reset"]);
+    assert!(
+        bench
+            .run(&["resize-disk", "vm", "disk0", "2G"])
+            .status
+            .success()
+    );
+    let refused = bench.run(&["resize-disk", "vm", "disk7", "2G"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(
+        text(&refused.stderr),
+        "edgevmm: Can't resize a disk of vm: there is no disk \"disk7\"\n"
+    );
+    assert_eq!(bench.calls(), ["pause", "reset", "resize 2147483648"]);
 }
 
 #[test]

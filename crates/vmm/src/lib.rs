@@ -99,6 +99,7 @@ async fn live(
     let console = Arc::clone(machine.console());
     let console_pty = machine.console_pty();
     let resizer = machine.console_resizer();
+    let disks = machine.disks();
     let config_json = serde_json::to_string(config).unwrap_or_default();
     claim.write_config(&config_json)?;
     let socket = Socket::bind(&claim.dir().socket())?;
@@ -110,7 +111,13 @@ async fn live(
         config_json,
         console_pty: console_pty.clone(),
     };
-    let service = Service::new(handle.clone(), facts, Arc::clone(&console), resizer.clone());
+    let service = Service::new(
+        handle.clone(),
+        facts,
+        Arc::clone(&console),
+        resizer.clone(),
+        disks,
+    );
     let (ended, shutdown) = watch::channel(false);
     let server = tokio::spawn(socket.serve(service, shutdown));
     // From here on the signals are ours: one that comes before the guest runs is not lost either.

@@ -22,7 +22,7 @@ const PRESS_AGAIN: Duration = Duration::from_secs(10);
 pub enum Phase {
     /// vCPUs run.
     Running,
-    /// vCPUs are halted by a call.
+    /// vCPUs are halted, by a call or because of trouble.
     Paused,
     /// The power button is pressed and the deadline runs, or the last writes go out.
     Stopping,
@@ -35,6 +35,8 @@ pub enum Phase {
 pub struct Status {
     /// What it is doing.
     pub phase: Phase,
+    /// What keeps the guest from going on: a device that needs help from outside.
+    pub trouble: Option<String>,
     /// Resets since the start.
     pub resets: u64,
     /// When the guest was started, by the wall clock.
@@ -68,6 +70,8 @@ enum Event {
     Guest(u64, MachineRequest),
     /// Of a vCPU, likewise.
     Vcpu(u64, Outcome),
+    /// Of a device that can't go on, likewise.
+    Trouble(u64, String),
     Pause(Reply<()>),
     Resume(Reply<()>),
     Reset(Reply<()>),
@@ -79,7 +83,11 @@ impl Event {
     /// Answers what comes while the machine is taken apart.
     fn answer_at_the_end(self, stop_timeout: Duration) {
         match self {
-            Event::Guest(..) | Event::Vcpu(..) | Event::Stop(_, None) | Event::Kill(None) => {}
+            Event::Guest(..)
+            | Event::Vcpu(..)
+            | Event::Trouble(..)
+            | Event::Stop(_, None)
+            | Event::Kill(None) => {}
             Event::Pause(reply) | Event::Resume(reply) | Event::Reset(reply) => {
                 let _ = reply.send(Err(RequestError::Phase("stopping")));
             }
@@ -203,6 +211,11 @@ impl MachineControl for GuestRequests {
         let epoch = self.epoch.load(Ordering::Acquire);
         let _ = self.events.send(Event::Guest(epoch, request));
     }
+
+    fn pause(&self, reason: String) {
+        let epoch = self.epoch.load(Ordering::Acquire);
+        let _ = self.events.send(Event::Trouble(epoch, reason));
+    }
 }
 
 impl Mailbox {
@@ -247,6 +260,7 @@ impl Life {
     pub fn new(machine: Machine, mailbox: Mailbox, stop_timeout: Duration) -> (Life, Handle) {
         let (status, watcher) = watch::channel(Status {
             phase: Phase::Running,
+            trouble: None,
             resets: 0,
             started: SystemTime::now(),
             since: Instant::now(),
@@ -322,7 +336,7 @@ impl Life {
 
     fn take(&mut self, event: Event) -> Next {
         match event {
-            Event::Guest(epoch, _) | Event::Vcpu(epoch, _)
+            Event::Guest(epoch, _) | Event::Vcpu(epoch, _) | Event::Trouble(epoch, _)
                 if epoch != self.epoch.load(Ordering::Acquire) =>
             {
                 Next::Go
@@ -338,6 +352,10 @@ impl Life {
             }
             Event::Vcpu(_, Outcome::Failed(message)) => {
                 Next::End(ExitRecord::now(ExitReason::VmmError, message))
+            }
+            Event::Trouble(_, reason) => {
+                self.wait_for_help(reason);
+                Next::Go
             }
             Event::Pause(reply) => {
                 let _ = reply.send(self.pause());
@@ -389,14 +407,37 @@ impl Life {
         }
     }
 
+    /// Halts a guest that can't go on. One that is stopping runs on: it may power off without what
+    /// it waits for, and there is a deadline.
+    fn wait_for_help(&self, reason: String) {
+        if self.phase() == Phase::Running {
+            self.machine.pause();
+            self.enter(Phase::Paused);
+        }
+        tracing::warn!(%reason, "The machine waits; mend it, then have the machine go on");
+        self.status.send_modify(|status| {
+            status.trouble.get_or_insert(reason);
+        });
+    }
+
+    fn forget_trouble(&self) {
+        self.status.send_modify(|status| status.trouble = None);
+    }
+
     fn resume(&self) -> Result<(), RequestError> {
         match self.phase() {
             Phase::Paused => {
+                self.forget_trouble();
                 self.machine.resume();
                 self.enter(Phase::Running);
                 Ok(())
             }
             Phase::Running => Err(RequestError::Phase("not paused")),
+            Phase::Stopping if self.status.borrow().trouble.is_some() => {
+                self.forget_trouble();
+                self.machine.resume();
+                Ok(())
+            }
             Phase::Stopping => Err(RequestError::Phase("stopping")),
             Phase::Stopped => Err(RequestError::Gone),
         }
@@ -411,7 +452,11 @@ impl Life {
             let record = ExitRecord::now(ExitReason::VmmError, message.clone());
             return (Err(RequestError::Failed(message)), Next::End(record));
         }
-        self.status.send_modify(|status| status.resets += 1);
+        self.status.send_modify(|status| {
+            status.resets += 1;
+            // What the device waited for was the guest's before the reset.
+            status.trouble = None;
+        });
         if self.phase() != Phase::Paused {
             self.machine.resume();
         }
@@ -425,6 +470,7 @@ impl Life {
         let far = Duration::from_secs(u64::from(u32::MAX));
         self.deadline = Some((now + timeout.min(far), now + PRESS_AGAIN));
         if self.phase() == Phase::Paused {
+            self.forget_trouble();
             self.machine.resume();
         }
         self.enter(Phase::Stopping);

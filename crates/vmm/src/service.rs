@@ -1,5 +1,6 @@
 //! The gRPC API of one machine, on a Unix socket in its runtime folder.
 
+use std::error::Error;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -10,6 +11,8 @@ use edgevmm_api::v1::machine_server::{Machine as MachineApi, MachineServer};
 use edgevmm_api::v1::{
     self, ConsoleAccess, ConsoleRequest, ConsoleResponse, console_request, console_response,
 };
+use edgevmm_block::BlockError;
+use edgevmm_devices::virtio::block::BlockHandle;
 pub use edgevmm_devices::virtio::console::Resizer;
 use edgevmm_devices::virtio::console::TerminalSize;
 use tokio::net::UnixListener;
@@ -99,6 +102,7 @@ pub struct Service {
     facts: Facts,
     console: Arc<ConsoleHub>,
     resizer: Option<Resizer>,
+    disks: Vec<(String, BlockHandle)>,
     writers: Writers,
 }
 
@@ -109,6 +113,7 @@ impl Service {
         facts: Facts,
         console: Arc<ConsoleHub>,
         resizer: Option<Resizer>,
+        disks: Vec<(String, BlockHandle)>,
     ) -> Service {
         let writers = Writers {
             epoch: watch::Sender::new(0),
@@ -119,8 +124,21 @@ impl Service {
             facts,
             console,
             resizer,
+            disks,
             writers,
         }
+    }
+
+    /// The way to a disk by its name.
+    fn disk(&self, name: &str) -> Result<BlockHandle, Status> {
+        let found = self.disks.iter().find(|(known, _)| known == name);
+        found.map(|(_, disk)| disk.clone()).ok_or_else(|| {
+            let names: Vec<_> = self.disks.iter().map(|(name, _)| name.as_str()).collect();
+            Status::not_found(format!(
+                "there is no disk {name:?}: it has {}",
+                names.join(", ")
+            ))
+        })
     }
 
     /// Admits a console client that can write. Gives its hold on exclusivity, if it asked.
@@ -151,6 +169,16 @@ fn refused(error: &RequestError) -> Status {
         RequestError::Phase(_) => Status::failed_precondition(error.to_string()),
         RequestError::Gone => Status::unavailable(error.to_string()),
         RequestError::Failed(_) => Status::internal(error.to_string()),
+    }
+}
+
+/// Why a disk could not be made larger.
+fn not_resized(error: &BlockError) -> Status {
+    let causes = std::iter::successors(error.source(), |&cause| cause.source());
+    let text = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));
+    match error {
+        BlockError::ReadOnly | BlockError::Unsupported { .. } => Status::failed_precondition(text),
+        _ => Status::internal(text),
     }
 }
 
@@ -194,6 +222,7 @@ impl MachineApi for Service {
                 .exit
                 .as_ref()
                 .map(|exit| exit.message.clone())
+                .or(status.trouble)
                 .unwrap_or_default(),
             pid: std::process::id(),
             start_time: Some(status.started.into()),
@@ -227,6 +256,19 @@ impl MachineApi for Service {
     ) -> Result<Response<v1::ResetResponse>, Status> {
         self.handle.reset().await.map_err(|e| refused(&e))?;
         Ok(Response::new(v1::ResetResponse {}))
+    }
+
+    async fn resize_disk(
+        &self,
+        request: Request<v1::ResizeDiskRequest>,
+    ) -> Result<Response<v1::ResizeDiskResponse>, Status> {
+        let v1::ResizeDiskRequest { disk, size } = request.into_inner();
+        let disk = self.disk(&disk)?;
+        // The host's storage may take its time.
+        let resized = tokio::task::spawn_blocking(move || disk.resize(size));
+        let resized = resized.await.map_err(|e| Status::internal(e.to_string()))?;
+        resized.map_err(|e| not_resized(&e))?;
+        Ok(Response::new(v1::ResizeDiskResponse {}))
     }
 
     async fn stop(

@@ -457,6 +457,14 @@ impl Transfer {
     }
 }
 
+/// Tells whether there is io_uring here.
+///
+/// # Errors
+/// There is none, or the host does not allow it.
+pub fn check_io_uring() -> io::Result<()> {
+    Uring::new(&[]).map(drop)
+}
+
 /// Makes an io_uring if that is wanted and to be had, and tells once if not.
 fn ring(aio: Aio, events: &[BorrowedFd<'_>]) -> Option<Uring> {
     static TOLD: Once = Once::new();

@@ -6,8 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    ByteSize, ConsoleConfig, ConsoleDevice, ConsoleOutput, CpuConfig, DiskConfig, DiskFormat,
-    ImageConfig, MacAddr, MemoryConfig, NetBackendConfig, NetConfig,
+    ByteSize, ConsoleConfig, ConsoleDevice, ConsoleOutput, CpuConfig, DiskAio, DiskConfig,
+    DiskErrorPolicy, DiskFormat, ImageConfig, MacAddr, MemoryConfig, NetBackendConfig, NetConfig,
 };
 
 fn error<T: std::str::FromStr<Err = FlagError> + fmt::Debug>(text: &str) -> String {
@@ -19,7 +19,8 @@ fn disks() {
     assert_eq!("a.qcow2".parse(), Ok(DiskConfig::new("a.qcow2")));
     let text = "path=x.qcow2,ro,serial=abc,bootindex=1,snapshot,backing=a,backing=b,direct,\
                 format=qcow2,queues=2,data_file=c,overlay=o,overlay_size=20G,internal_snapshot=1,\
-                member=m";
+                member=m,aio=threads,error-policy=enospace,bps=10M,bps-read=9M,bps-write=8M,\
+                bps-burst=7M,iops=6,iops_read=5,iops-write=4,iops_burst=3";
     let expected = DiskConfig {
         path: "x.qcow2".into(),
         data_file: vec!["c".into()],
@@ -35,6 +36,16 @@ fn disks() {
         snapshot: true,
         direct: true,
         queues: Some(2),
+        aio: DiskAio::Threads,
+        error_policy: DiskErrorPolicy::EnoSpace,
+        bps: Some(ByteSize::mib(10)),
+        bps_read: Some(ByteSize::mib(9)),
+        bps_write: Some(ByteSize::mib(8)),
+        bps_burst: Some(ByteSize::mib(7)),
+        iops: Some(6),
+        iops_read: Some(5),
+        iops_write: Some(4),
+        iops_burst: Some(3),
     };
     assert_eq!(text.parse(), Ok(expected));
     assert_eq!("a,,b,ro=off".parse(), Ok(DiskConfig::new("a,b")));

@@ -1,7 +1,7 @@
 //! What must hold of disks.
 
 use super::{ConfigError, Unique, check_path, is_printable};
-use crate::{DiskConfig, DiskFormat};
+use crate::{ByteSize, DiskConfig, DiskFormat};
 
 /// Longest serial number of a virtio disk, in bytes.
 pub const MAX_SERIAL: usize = 20;
@@ -57,6 +57,7 @@ fn check_disk(disk: &DiskConfig) -> Result<(), ConfigError> {
     {
         return Err(ConfigError::DiskSerial(path()));
     }
+    check_limits(disk)?;
     match disk.queues {
         None | Some(1..=MAX_QUEUES) => Ok(()),
         Some(queues) => Err(ConfigError::DiskQueues {
@@ -64,6 +65,47 @@ fn check_disk(disk: &DiskConfig) -> Result<(), ConfigError> {
             queues,
         }),
     }
+}
+
+fn check_limits(disk: &DiskConfig) -> Result<(), ConfigError> {
+    let bytes = |size: Option<ByteSize>| size.map(|size| size.0);
+    let limited = |limits: &[(&str, Option<u64>)]| limits.iter().any(|limit| limit.1.is_some());
+    let on_bytes = [
+        ("bps", bytes(disk.bps)),
+        ("bps_read", bytes(disk.bps_read)),
+        ("bps_write", bytes(disk.bps_write)),
+    ];
+    let on_requests = [
+        ("iops", disk.iops),
+        ("iops_read", disk.iops_read),
+        ("iops_write", disk.iops_write),
+    ];
+    let bursts = [
+        ("bps_burst", bytes(disk.bps_burst), limited(&on_bytes)),
+        ("iops_burst", disk.iops_burst, limited(&on_requests)),
+    ];
+    let wrong = |key, reason| {
+        Err(ConfigError::DiskLimit {
+            path: disk.path.clone(),
+            key,
+            reason,
+        })
+    };
+    let values = on_bytes.into_iter().chain(on_requests);
+    for (key, value) in values.chain(bursts.map(|(key, value, _)| (key, value))) {
+        if value == Some(0) {
+            return wrong(key, "use at least 1, or leave it out for no limit");
+        }
+    }
+    for (key, value, limited) in bursts {
+        if value.is_some() && !limited {
+            return wrong(
+                key,
+                "there is no limit that it could be a burst of: add one",
+            );
+        }
+    }
+    Ok(())
 }
 
 fn check_overlay(disk: &DiskConfig) -> Result<(), ConfigError> {
@@ -106,6 +148,8 @@ mod tests {
             "disks: [{path: a, overlay: o, overlay_size: 20G}, {path: a, overlay: p}]",
             "disks: [{path: a, overlay: o, ro: true}, {path: a, overlay: o, snapshot: true}]",
             "disks: [{path: a, internal_snapshot: s, ro: true, data_file: [d]}]",
+            "disks: [{path: a, bps: 1M, bps-burst: 5M, iops_write: 1, iops_burst: 9}]",
+            "disks: [{path: a, aio: io_uring, error-policy: enospace}]",
         ] {
             assert_eq!(check(yaml), Ok(()), "{yaml}");
         }
@@ -137,6 +181,14 @@ mod tests {
                 "Disk a is raw",
             ),
             ("disks: [{path: a, queues: 0}]", "use 1 to 16"),
+            (
+                "disks: [{path: a, iops_read: 0}]",
+                "a can't have `iops_read`: use at least 1",
+            ),
+            (
+                "disks: [{path: a, iops: 5, bps_burst: 1M}]",
+                "`bps_burst`: there is no limit",
+            ),
             (
                 "disks: [{path: a}, {path: a, overlay: o}]",
                 "a is there twice",

@@ -45,6 +45,14 @@ impl Buffers {
     pub fn new(memory: Arc<GuestMemory>, capacity: usize) -> Self {
         Self {
             slices: Vec::with_capacity(capacity),
+            ..Self::growing(memory, capacity)
+        }
+    }
+
+    /// As [`Buffers::new`], but the room is made as buffers come.
+    pub fn growing(memory: Arc<GuestMemory>, capacity: usize) -> Self {
+        Self {
+            slices: Vec::new(),
             start: 0,
             bytes: 0,
             detached: None,
@@ -259,13 +267,14 @@ impl Chain {
     /// Guest memory may be in several mappings and a buffer may cross from one to the next.
     const SPARE_PIECES: usize = 16;
 
-    /// An empty chain with room for every legal chain of a queue of at most `max_size`.
+    /// An empty chain that takes every legal chain of a queue of at most `max_size`. It grows to
+    /// the longest that comes.
     pub fn new(memory: &Arc<GuestMemory>, max_size: u16) -> Self {
         let capacity = Self::capacity(max_size);
         Self {
             head: 0,
-            readable: Buffers::new(memory.clone(), capacity),
-            writable: Buffers::new(memory.clone(), capacity),
+            readable: Buffers::growing(memory.clone(), capacity),
+            writable: Buffers::growing(memory.clone(), capacity),
         }
     }
 

@@ -9,6 +9,7 @@ pub mod block;
 mod buffers;
 mod config_space;
 pub mod console;
+mod descriptors;
 pub mod net;
 mod on_loop;
 pub mod ring;

@@ -15,11 +15,12 @@ use virtio_bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT,
 };
 use virtio_queue::desc::split::Descriptor;
-use virtio_queue::{DescriptorChain, Error as QueueError, Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 use vmm_sys_util::eventfd::EventFd;
 
 pub use super::buffers::{Buffers, Chain};
+use super::descriptors::Descriptors;
 use super::{ActiveQueue, DriverError, Notifier};
 use crate::GuestMemory;
 
@@ -73,15 +74,6 @@ pub enum Progress {
     BudgetSpent,
     /// The device is halted.
     Halted,
-}
-
-/// How the driver hears of used chains while more are there to be handled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Telling {
-    /// Of many at once.
-    Batches,
-    /// Of each before the next is handled.
-    Each,
 }
 
 /// A virtqueue in service.
@@ -182,6 +174,18 @@ impl Ring {
         chain.head = descriptors.head_index();
         walk(descriptors, self.queue.max_size(), chain)?;
         Ok(true)
+    }
+
+    /// Takes the chain of `head`, which was taken before and not returned since, into `chain`.
+    ///
+    /// # Errors
+    /// The driver broke a rule.
+    pub fn take(&mut self, head: u16, chain: &mut Chain) -> Result<(), DriverError> {
+        chain.clear();
+        chain.head = head;
+        let table = GuestAddress(self.queue.desc_table());
+        let descriptors = Descriptors::new(&self.memory, table, self.queue.size(), head);
+        walk(descriptors, self.queue.max_size(), chain)
     }
 
     /// Makes the last `count` chains available again, as if they had not been popped.
@@ -301,6 +305,11 @@ impl Ring {
         self.notifier.needs_reset(cause);
     }
 
+    /// What tells that the device is halted, for those who can't see the ring.
+    pub fn halt_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.halt.0)
+    }
+
     /// Whether the device is halted.
     pub fn halted(&self) -> bool {
         self.halt.is_set()
@@ -316,28 +325,7 @@ impl Ring {
         budget: usize,
         handle: impl FnMut(&mut Chain) -> Result<Outcome, DriverError>,
     ) -> Progress {
-        self.serve_and_tell(chain, budget, Telling::Batches, handle)
-    }
-
-    /// Like [`Ring::serve`] for a `handle` that may block: the driver hears of each chain before
-    /// the next is handled.
-    pub fn serve_blocking(
-        &mut self,
-        chain: &mut Chain,
-        budget: usize,
-        handle: impl FnMut(&mut Chain) -> Result<Outcome, DriverError>,
-    ) -> Progress {
-        self.serve_and_tell(chain, budget, Telling::Each, handle)
-    }
-
-    fn serve_and_tell(
-        &mut self,
-        chain: &mut Chain,
-        budget: usize,
-        telling: Telling,
-        handle: impl FnMut(&mut Chain) -> Result<Outcome, DriverError>,
-    ) -> Progress {
-        let served = self.serve_chains(chain, budget, telling, handle);
+        let served = self.serve_chains(chain, budget, handle);
         let told = served.and_then(|progress| self.notify().map(|()| progress));
         told.unwrap_or_else(|cause| {
             self.fail(&cause);
@@ -349,7 +337,6 @@ impl Ring {
         &mut self,
         chain: &mut Chain,
         budget: usize,
-        telling: Telling,
         mut handle: impl FnMut(&mut Chain) -> Result<Outcome, DriverError>,
     ) -> Result<Progress, DriverError> {
         let mut left = budget;
@@ -366,9 +353,6 @@ impl Ring {
                 }
                 if !self.pop(chain)? {
                     break;
-                }
-                if telling == Telling::Each {
-                    self.notify()?;
                 }
                 match handle(chain)? {
                     Outcome::Used(len) => self.add_used(chain.head, len)?,
@@ -400,7 +384,7 @@ fn memory_error(error: GuestMemoryError) -> DriverError {
 
 /// Walks all of `descriptors`, at most `limit`, into `chain`.
 fn walk(
-    descriptors: DescriptorChain<&GuestMemory>,
+    descriptors: impl Iterator<Item = Descriptor>,
     limit: u16,
     chain: &mut Chain,
 ) -> Result<(), DriverError> {
@@ -437,56 +421,112 @@ mod tests {
 
     use super::*;
     use crate::testing::{MockNotifier, guest_memory};
-    use crate::virtio::driver::{Driver, writable};
+    use crate::virtio::driver::{Driver, INDIRECT, NEXT, WRITE, readable, writable};
 
-    /// Serves three chains to a handler that may block. Returns the interrupts that the driver
-    /// had got at each call of the handler, and at the end.
-    fn interrupts(event_idx: bool, set_up: impl FnOnce(&Driver)) -> Vec<u32> {
-        let memory = guest_memory(1 << 20);
-        let mut driver = Driver::new(&memory, 0x1000, 16);
+    fn ring(
+        memory: &Arc<GuestMemory>,
+        driver: &Driver,
+        event_idx: bool,
+    ) -> (Ring, Arc<MockNotifier>) {
         let notifier = Arc::new(MockNotifier::default());
         let queue = ActiveQueue {
             index: 0,
             queue: driver.queue(event_idx),
             kick: driver.kick.clone(),
         };
-        let mut ring = Ring::new(queue, memory, notifier.clone(), Halt::default());
+        let ring = Ring::new(queue, memory.clone(), notifier.clone(), Halt::default());
+        (ring, notifier)
+    }
+
+    /// Returns three chains one by one and tells the driver of each. Returns the interrupts that
+    /// the driver had got after each.
+    fn interrupts(event_idx: bool, set_up: impl FnOnce(&Driver)) -> Vec<u32> {
+        let memory = guest_memory(1 << 20);
+        let mut driver = Driver::new(&memory, 0x1000, 16);
+        let (mut ring, notifier) = ring(&memory, &driver, event_idx);
         for _ in 0..3 {
             driver.add(&[writable(0x8000, 8)]);
         }
         set_up(&driver);
-        let heard = || notifier.log().queues.get(&0).copied().unwrap_or(0);
         let mut all = Vec::new();
         let mut chain = ring.new_chain();
-        let progress = ring.serve_blocking(&mut chain, usize::MAX, |_| {
-            all.push(heard());
-            Ok(Outcome::Used(0))
-        });
-        assert_eq!((progress, driver.used_index()), (Progress::Drained, 3));
-        all.push(heard());
+        while ring.pop(&mut chain).unwrap() {
+            ring.add_used(chain.head(), 0).unwrap();
+            ring.notify().unwrap();
+            all.push(notifier.log().queues.get(&0).copied().unwrap_or(0));
+        }
+        assert_eq!(driver.used_index(), 3);
         all
     }
 
     #[test]
-    fn a_used_chain_is_told_of_before_the_next_may_block() {
-        assert_eq!(interrupts(false, |_| ()), [0, 1, 2, 3]);
-    }
-
-    #[test]
     fn a_driver_is_told_no_more_than_it_wants() {
+        assert_eq!(interrupts(false, |_| ()), [1, 2, 3]);
         let unwanted = |driver: &Driver| {
             let flags = u16::try_from(VRING_AVAIL_F_NO_INTERRUPT).unwrap();
             driver.write(driver.avail_ring(), &flags.to_le_bytes());
         };
-        assert_eq!(interrupts(false, unwanted), [0, 0, 0, 0]);
+        assert_eq!(interrupts(false, unwanted), [0, 0, 0]);
         for (event, expected) in [
-            (0, [0, 1, 1, 1]),
-            (1, [0, 0, 1, 1]),
-            (2, [0, 0, 0, 1]),
-            (3, [0, 0, 0, 0]),
+            (0, [1, 1, 1]),
+            (1, [0, 1, 1]),
+            (2, [0, 0, 1]),
+            (3, [0, 0, 0]),
         ] {
             let told = interrupts(true, |driver| driver.set_used_event(event));
             assert_eq!(told, expected, "used_event {event}");
+        }
+    }
+
+    #[test]
+    fn a_chain_can_be_taken_again_by_its_head() {
+        let memory = guest_memory(1 << 20);
+        let mut driver = Driver::new(&memory, 0x1000, 16);
+        let (mut ring, _) = ring(&memory, &driver, false);
+        driver.add(&[readable(0x8000, 8), writable(0x9000, 16)]);
+        let table = 0xa000;
+        driver.descriptor_at(table, 0xb000, 3, NEXT, 1);
+        driver.descriptor_at(table + 16, 0xc000, 5, WRITE, 0);
+        driver.descriptor(5, table, 32, INDIRECT, 0);
+        driver.offer(5);
+        let show = |chain: &Chain| {
+            let lens = |part: &Buffers| -> Vec<_> {
+                let place = |slice: &vm_memory::VolatileSlice<'_>| {
+                    (slice.ptr_guard().as_ptr().addr(), slice.len())
+                };
+                part.slices().iter().map(place).collect()
+            };
+            (chain.head(), lens(&chain.readable), lens(&chain.writable))
+        };
+        let mut chain = ring.new_chain();
+        for _ in 0..2 {
+            assert!(ring.pop(&mut chain).unwrap());
+            let first = show(&chain);
+            assert!(!first.1.is_empty() && !first.2.is_empty());
+            ring.take(chain.head(), &mut chain).unwrap();
+            assert_eq!(show(&chain), first);
+        }
+        assert!(!ring.pop(&mut chain).unwrap());
+    }
+
+    #[test]
+    fn a_broken_chain_is_refused_by_its_head() {
+        let memory = guest_memory(1 << 20);
+        let driver = Driver::new(&memory, 0x1000, 16);
+        let (mut ring, _) = ring(&memory, &driver, false);
+        let mut chain = ring.new_chain();
+        // In a circle, out of the table, a table of nothing, of half a descriptor, in another.
+        driver.descriptor(0, 0x8000, 8, NEXT, 0);
+        driver.descriptor(1, 0x8000, 8, NEXT, 16);
+        driver.descriptor(2, 0x8000, 0, INDIRECT, 0);
+        driver.descriptor(3, 0x8000, 24, INDIRECT, 0);
+        driver.descriptor_at(0x8000, 0x9000, 16, INDIRECT, 0);
+        driver.descriptor(4, 0x8000, 16, INDIRECT, 0);
+        driver.descriptor(5, 1 << 40, 16, INDIRECT, 0);
+        driver.descriptor(6, 0x8000, 16, INDIRECT | NEXT, 5);
+        driver.descriptor(7, u64::MAX - 15, 32, INDIRECT, 0);
+        for head in (0..9).chain([16, u16::MAX]) {
+            assert!(ring.take(head, &mut chain).is_err(), "{head}");
         }
     }
 }

@@ -21,6 +21,9 @@ const ANSWER: Duration = Duration::from_secs(2);
 struct Machine {
     name: String,
     state: String,
+    /// Why it is in that state.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pid: Option<i32>,
     /// Seconds since 1970.
@@ -47,6 +50,7 @@ impl Machine {
         let mut machine = Self {
             name: dir.name().to_owned(),
             state: "starting".to_owned(),
+            reason: None,
             pid,
             started: None,
             uptime_seconds: None,
@@ -67,6 +71,7 @@ impl Machine {
 
     fn take(&mut self, answer: InspectResponse) {
         self.state = live_state(answer.state()).to_owned();
+        self.reason = Some(answer.reason).filter(|reason| !reason.is_empty());
         self.started = answer.start_time.map(|time| time.seconds);
         self.uptime_seconds = answer.uptime.map(|uptime| uptime.seconds);
         self.resets = Some(answer.resets);
@@ -74,7 +79,7 @@ impl Machine {
         self.exit = answer.exit.map(ExitRecord::from);
     }
 
-    fn row(&self) -> [String; 6] {
+    fn row(&self) -> [String; 7] {
         let config = self.config.as_ref();
         let known = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         [
@@ -84,6 +89,7 @@ impl Machine {
             known(self.uptime_seconds.map(duration)),
             known(config.map(|config| config.cpus.count.to_string())),
             known(config.map(|config| config.memory.size.to_string())),
+            self.reason.clone().unwrap_or_default(),
         ]
     }
 }
@@ -158,7 +164,10 @@ fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
 }
 
 fn table(machines: &[Machine]) -> String {
-    let head = ["NAME", "STATE", "PID", "UPTIME", "CPUS", "MEMORY"].map(ToOwned::to_owned);
+    let troubled = machines.iter().any(|machine| machine.reason.is_some());
+    let reason = if troubled { "REASON" } else { "" };
+    let head = ["NAME", "STATE", "PID", "UPTIME", "CPUS", "MEMORY", reason];
+    let head = head.map(ToOwned::to_owned);
     let rows: Vec<_> = std::iter::once(head)
         .chain(machines.iter().map(Machine::row))
         .collect();

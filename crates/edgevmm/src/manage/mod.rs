@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use edgevmm_api::v1::{
-    GetVersionRequest, KillRequest, PauseRequest, ResetRequest, ResumeRequest, StopRequest,
-    WaitRequest,
+    GetVersionRequest, KillRequest, PauseRequest, ResetRequest, ResizeDiskRequest, ResumeRequest,
+    StopRequest, WaitRequest,
 };
 use edgevmm_api::{Client, ExitRecord, MachineDir, RuntimeDir, RuntimeDirError};
 use nix::errno::Errno;
@@ -18,7 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tonic::{Code, Status};
 
-use crate::cli::{RmArgs, StopArgs};
+use crate::cli::{ResizeDiskArgs, RmArgs, StopArgs};
 use crate::exit::{self, Failure, Outcome};
 
 pub use list::{inspect, ps};
@@ -119,6 +119,22 @@ call!(
     /// Resets machines.
     reset, ResetRequest {}
 );
+
+/// Makes a disk larger.
+///
+/// # Errors
+///
+/// When there is no such machine or disk, or the disk can't become that large.
+pub async fn resize_disk(args: &ResizeDiskArgs) -> Outcome {
+    let (_, mut client) = connect(&args.name).await?;
+    let request = ResizeDiskRequest {
+        disk: args.disk.clone(),
+        size: args.size.0,
+    };
+    let answer = client.resize_disk(request).await;
+    answer.map_err(|status| refused("resize a disk of", &args.name, &status))?;
+    Ok(ExitCode::SUCCESS)
+}
 
 /// Presses power buttons and waits for the ends.
 ///

@@ -4,7 +4,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use edgevmm_block::BlockBackend;
 use edgevmm_config::{ConsoleDevice, ConsoleOutput, Topology, VmConfig};
 use edgevmm_devices::GuestMemory;
 use edgevmm_devices::bus::{BusError, Shared, shared};
@@ -13,17 +12,17 @@ use edgevmm_devices::legacy::debug_port::LineSink;
 use edgevmm_devices::pci::{PciConfigPorts, PciEcam, PciError, PciHost, PciResetPort, PciWindow};
 use edgevmm_devices::platform::Platform;
 use edgevmm_devices::virtio::VirtioDevice;
-use edgevmm_devices::virtio::block::{Block, BlockConfig};
 use edgevmm_devices::virtio::console::{Console, ConsoleConfig, Resizer, TerminalSize};
 use edgevmm_devices::virtio::rng::Rng;
 use edgevmm_devices::virtio::transport::{VirtioPci, VirtioPciConfig, VirtioPciError};
 use kvm_ioctls::Kvm;
 use uuid::Uuid;
 
+use super::disks::{self, Disk, OpenDisk};
 use super::firmware_data::{self, Description};
 use super::legacy::{LegacyConfig, LegacyDevices, debug_sink};
 use super::network::{self, NetworkError};
-use super::storage::{StorageError, open_disk, seed_disk};
+use super::storage::StorageError;
 use super::{Machine, identity};
 use crate::boot::firmware::Firmware;
 use crate::boot::kernel::Kernel;
@@ -42,9 +41,6 @@ use crate::layout::{
 };
 use crate::lifecycle::Mailbox;
 use crate::memory::{self, MemoryError};
-
-/// Request queues of a disk by default: more than this gains little and each is a thread.
-const DISK_QUEUES_MAX: u16 = 4;
 
 /// Why a machine can't be built.
 #[derive(Debug, thiserror::Error)]
@@ -155,41 +151,6 @@ impl PciBuilder<'_> {
     }
 }
 
-/// A disk that is open.
-struct OpenDisk {
-    name: String,
-    serial: String,
-    queues: u16,
-    backend: Arc<dyn BlockBackend>,
-    /// Its place in the boot order; `None` is not booted from.
-    boot_order: Option<u32>,
-}
-
-fn open_disks(config: &VmConfig, uuid: Uuid) -> Result<Vec<OpenDisk>, BuildError> {
-    let queues = u16::from(config.cpus.count).clamp(1, DISK_QUEUES_MAX);
-    let mut disks = Vec::new();
-    for (index, disk) in config.disks.iter().enumerate() {
-        disks.push(OpenDisk {
-            name: format!("disk{index}"),
-            serial: disk.serial.clone().unwrap_or_default(),
-            queues: disk.queues.unwrap_or(queues),
-            backend: open_disk(disk)?,
-            // Those without a place follow those with one.
-            boot_order: Some(disk.bootindex.unwrap_or(u32::MAX)),
-        });
-    }
-    if let Some(cloud_init) = &config.cloud_init {
-        disks.push(OpenDisk {
-            name: "seed".into(),
-            serial: "cloud-init".into(),
-            queues: 1,
-            backend: seed_disk(cloud_init, uuid)?,
-            boot_order: None,
-        });
-    }
-    Ok(disks)
-}
-
 /// The console: its hub, and the ends of both devices, of which one is heard.
 struct ConsoleParts {
     hub: Arc<ConsoleHub>,
@@ -262,7 +223,7 @@ impl Machine {
         let topology = config.cpus.topology()?;
         let description = firmware_data::describe(config, topology, uuid);
         let kvm = kvm::open()?;
-        let disks = open_disks(config, uuid)?;
+        let disks = disks::open(config, uuid)?;
         let mut boot = open_boot(config, &description)?;
         let (nics, net_helpers) = network::open(config, uuid)?;
         let console = open_console(config)?;
@@ -286,7 +247,7 @@ impl Machine {
             next_slot: 1,
             functions: Vec::new(),
         };
-        let boot_slots = add_disks(&mut pci, &disks)?;
+        let (disks, boot_slots) = add_disks(&mut pci, disks)?;
         for nic in nics {
             pci.add(nic.into_device(Arc::clone(&platform.device_loop)))?;
         }
@@ -335,10 +296,7 @@ impl Machine {
             pci,
             functions,
             legacy,
-            disks: disks
-                .into_iter()
-                .map(|disk| (disk.name, disk.backend))
-                .collect(),
+            disks,
             _device_thread: device_thread,
             net_helpers,
             pty,
@@ -425,21 +383,20 @@ fn open_debug(config: &VmConfig) -> Result<Option<Arc<dyn LineSink>>, BuildError
 }
 
 /// Adds the disks and gives the slots of those to boot from, in order.
-fn add_disks(pci: &mut PciBuilder<'_>, disks: &[OpenDisk]) -> Result<Vec<u8>, BuildError> {
-    let mut order = Vec::new();
-    for disk in disks {
-        let block = BlockConfig {
-            name: disk.name.clone(),
-            serial: disk.serial.clone(),
-            queues: disk.queues,
-        };
-        let slot = pci.add(Box::new(Block::new(block, Arc::clone(&disk.backend))))?;
-        if let Some(place) = disk.boot_order {
-            order.push((place, slot));
-        }
+fn add_disks(
+    pci: &mut PciBuilder<'_>,
+    open: Vec<OpenDisk>,
+) -> Result<(Vec<Disk>, Vec<u8>), BuildError> {
+    let (mut disks, mut order) = (Vec::new(), Vec::new());
+    for disk in open {
+        let place = disk.boot_order;
+        let (device, disk) = disk.into_device(Arc::clone(&pci.platform.control));
+        let slot = pci.add(Box::new(device))?;
+        disks.push(disk);
+        order.extend(place.map(|place| (place, slot)));
     }
     order.sort_unstable();
-    Ok(order.into_iter().map(|(_, slot)| slot).collect())
+    Ok((disks, order.into_iter().map(|(_, slot)| slot).collect()))
 }
 
 /// Puts PCI on the buses.

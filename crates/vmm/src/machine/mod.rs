@@ -5,6 +5,7 @@
 //! thread, the console's host ends and the helper processes of its networks.
 
 mod builder;
+pub mod disks;
 mod firmware_data;
 pub mod identity;
 mod legacy;
@@ -15,10 +16,10 @@ mod storage;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use edgevmm_block::BlockBackend;
 use edgevmm_devices::GuestMemory;
 use edgevmm_devices::bus::{Shared, lock};
 use edgevmm_devices::pci::PciHost;
+use edgevmm_devices::virtio::block::BlockHandle;
 use edgevmm_devices::virtio::console::Resizer;
 use edgevmm_devices::virtio::transport::VirtioPci;
 
@@ -34,6 +35,7 @@ use crate::device_loop::DeviceThread;
 use crate::kvm::interrupts::Interrupts;
 use crate::kvm::vcpu::Vcpus;
 use crate::kvm::{ChipState, KvmError, Vm};
+use disks::Disk;
 use legacy::LegacyDevices;
 use network::NetHelper;
 
@@ -58,7 +60,7 @@ pub struct Machine {
     /// The functions on the bus by rising slot.
     functions: Vec<Shared<VirtioPci>>,
     legacy: LegacyDevices,
-    disks: Vec<(String, Arc<dyn BlockBackend>)>,
+    disks: Vec<Disk>,
     _device_thread: DeviceThread,
     net_helpers: Vec<NetHelper>,
     pty: Option<Pty>,
@@ -87,10 +89,20 @@ impl Machine {
         self.resizer.clone()
     }
 
-    /// Lets the vCPUs run, and the devices if they were suspended.
+    /// The ways to the machine's disks, by name.
+    pub fn disks(&self) -> Vec<(String, BlockHandle)> {
+        let way = |disk: &Disk| (disk.name.clone(), disk.handle.clone());
+        self.disks.iter().map(way).collect()
+    }
+
+    /// Lets the vCPUs run, and the devices if they were suspended. Disks try again what the host
+    /// has failed.
     pub fn resume(&self) {
         for function in &self.functions {
             lock(function).resume();
+        }
+        for disk in &self.disks {
+            disk.handle.retry();
         }
         self.vcpus.resume();
     }
@@ -133,12 +145,12 @@ impl Machine {
         // A reset takes the queues away from the devices, so no request is in flight after it.
         self.pci.reset_all();
         let mut failed = Vec::new();
-        for (name, disk) in &self.disks {
-            if disk.read_only() {
+        for disk in &self.disks {
+            if disk.backend.read_only() {
                 continue;
             }
-            if let Err(error) = disk.flush() {
-                failed.push(format!("{name}: {}", with_sources(&error)));
+            if let Err(error) = disk.backend.flush() {
+                failed.push(format!("{}: {}", disk.name, with_sources(&error)));
             }
         }
         if failed.is_empty() {

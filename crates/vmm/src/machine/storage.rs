@@ -10,7 +10,7 @@ use edgevmm_block::{
     BlockBackend, BlockError, DiskOptions, DiskPaths, Existing, ImageFormat, NewFile,
 };
 use edgevmm_cloudinit::{Seed, SeedError};
-use edgevmm_config::{ByteSize, CloudInitConfig, DiskConfig, DiskFormat, ImageConfig};
+use edgevmm_config::{ByteSize, CloudInitConfig, DiskAio, DiskConfig, DiskFormat, ImageConfig};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use uuid::Uuid;
 
@@ -64,6 +64,19 @@ pub enum StorageError {
          image larger by `edgevmm image resize`", .0.display()
     )]
     NoOverlay(PathBuf),
+    /// A disk asks for what the host does not have.
+    #[error(
+        "The disk {} asks for io_uring, which this host lacks or forbids: leave out `aio` to do \
+         without, or allow it (sysctl kernel.io_uring_disabled, and seccomp in containers)",
+        path.display()
+    )]
+    IoUring {
+        /// Path of the image.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
     /// A file for the seed can't be read.
     #[error("Can't read the {what} {}", path.display())]
     SeedFile {
@@ -146,6 +159,20 @@ pub fn overlay_of(disk: &DiskConfig) -> Result<Option<Overlay>, StorageError> {
     let exists = path.exists();
     let needed = !disk.ro && !disk.snapshot;
     Ok((exists || needed).then_some(Overlay { path, exists }))
+}
+
+/// Checks that the host has what a disk asks for in `aio`.
+///
+/// # Errors
+/// Fails when it has not.
+pub fn check_aio(disk: &DiskConfig) -> Result<(), StorageError> {
+    if disk.aio != DiskAio::IoUring {
+        return Ok(());
+    }
+    edgevmm_block::engine::check_io_uring().map_err(|source| StorageError::IoUring {
+        path: disk.path.clone(),
+        source,
+    })
 }
 
 /// Opens a disk with the other files that it was given, and no others. Its overlay is made if it

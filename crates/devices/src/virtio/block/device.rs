@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use edgevmm_block::BlockBackend;
+use edgevmm_block::engine::{Aio, Helper};
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
@@ -15,8 +16,12 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use zerocopy::IntoBytes;
 
 use super::config::{ConfigSpace, WRITEBACK_OFFSET};
-use super::request::{Executor, SERIAL_LEN};
+use super::handle::{BlockHandle, Shared};
+use super::limiter::{Limiter, RateLimits};
+use super::policy::ErrorPolicy;
+use super::server::{SERIAL_LEN, Setup};
 use super::worker::Worker;
+use crate::platform::MachineControl;
 use crate::state::StateError;
 use crate::virtio::ring::{Halt, RING_FEATURES, Ring};
 use crate::virtio::{Activation, ActiveQueue, DeviceState, VirtioDevice, config_space};
@@ -36,24 +41,59 @@ pub struct BlockConfig {
     pub serial: String,
     /// Queues and threads, at least 1. One per vCPU is the most that makes sense.
     pub queues: u16,
+    /// By which means its image is read and written.
+    pub aio: Aio,
+    /// What to do about requests that the host fails.
+    pub error_policy: ErrorPolicy,
+    /// How much the guest may ask for in a second.
+    pub rate_limits: RateLimits,
 }
 
-/// What changes while a disk runs. In-flight requests are no part of it: there are none once the
-/// device is deactivated.
+impl Default for BlockConfig {
+    fn default() -> Self {
+        Self {
+            name: "disk".to_owned(),
+            serial: String::new(),
+            queues: 1,
+            aio: Aio::default(),
+            error_policy: ErrorPolicy::default(),
+            rate_limits: RateLimits::default(),
+        }
+    }
+}
+
+/// What changes while a disk runs. No request is in flight once the device is deactivated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockState {
     /// The driver has not turned the write cache off.
     pub writeback: bool,
+    /// Requests that the driver waits for and that have to be begun anew: the host has failed
+    /// them, or the device stopped amid them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<QueueRequests>,
+}
+
+/// Requests of one queue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueRequests {
+    /// Index of the queue.
+    pub queue: u16,
+    /// First descriptor of each.
+    pub heads: Vec<u16>,
 }
 
 /// A virtio disk.
 #[derive(Debug)]
 pub struct Block {
     config: BlockConfig,
-    backend: Arc<dyn BlockBackend>,
+    shared: Arc<Shared>,
+    helper: Arc<Helper>,
+    limiter: Option<Arc<Limiter>>,
+    control: Arc<dyn MachineControl>,
     queue_sizes: Vec<u16>,
     features: u64,
     writeback: Arc<AtomicBool>,
+    kept: Vec<QueueRequests>,
     /// The present driver did not accept flush.
     cacheless: bool,
     workers: Vec<Worker>,
@@ -61,42 +101,74 @@ pub struct Block {
 }
 
 impl Block {
-    /// A disk over `backend`, with its write cache on.
-    pub fn new(config: BlockConfig, backend: Arc<dyn BlockBackend>) -> Self {
+    /// A disk over `backend`, with its write cache on. It asks `control` to pause the machine when
+    /// it can't go on.
+    pub fn new(
+        config: BlockConfig,
+        backend: Arc<dyn BlockBackend>,
+        control: Arc<dyn MachineControl>,
+    ) -> Self {
         let features = offered(&config, &*backend);
         Self {
             queue_sizes: vec![QUEUE_SIZE; usize::from(config.queues.max(1))],
+            helper: Arc::new(Helper::new(
+                format!("{}-slow", config.name),
+                Arc::clone(&backend),
+            )),
+            limiter: Limiter::new(&config.rate_limits).map(Arc::new),
             config,
-            backend,
+            shared: Arc::new(Shared::new(backend)),
+            control,
             features,
             writeback: Arc::new(AtomicBool::new(true)),
+            kept: Vec::new(),
             cacheless: false,
             workers: Vec::new(),
             halt: Halt::default(),
         }
     }
 
+    /// The way to this disk once its transport owns it.
+    pub fn handle(&self) -> BlockHandle {
+        BlockHandle(Arc::clone(&self.shared))
+    }
+
     /// The present state.
     pub fn state(&self) -> BlockState {
         BlockState {
             writeback: self.writeback.load(Ordering::Acquire),
+            kept: self.kept.clone(),
         }
     }
 
-    fn executor(&self, features: u64) -> Executor {
+    fn setup(&self, activation: &Activation) -> Setup {
         let mut serial = [0; SERIAL_LEN];
         for (slot, byte) in serial.iter_mut().zip(self.config.serial.bytes()) {
             *slot = byte;
         }
-        Executor {
+        let accepted = |feature: u32| activation.features & (1 << feature) != 0;
+        Setup {
             name: self.config.name.as_str().into(),
-            backend: self.backend.clone(),
+            backend: Arc::clone(&self.shared.backend),
+            helper: Arc::clone(&self.helper),
+            memory: Arc::clone(&activation.memory),
+            aio: self.config.aio,
             serial,
-            flush: features & (1 << VIRTIO_BLK_F_FLUSH) != 0,
-            writeback: self.writeback.clone(),
-            discard: features & (1 << VIRTIO_BLK_F_DISCARD) != 0,
-            write_zeroes: features & (1 << VIRTIO_BLK_F_WRITE_ZEROES) != 0,
+            flush: accepted(VIRTIO_BLK_F_FLUSH),
+            writeback: Arc::clone(&self.writeback),
+            discard: accepted(VIRTIO_BLK_F_DISCARD),
+            write_zeroes: accepted(VIRTIO_BLK_F_WRITE_ZEROES),
+            limiter: self.limiter.clone(),
+            policy: self.config.error_policy,
+            control: Arc::clone(&self.control),
+            retries: Arc::clone(&self.shared.retries),
         }
+    }
+
+    /// Takes the requests of queue `index` that were kept.
+    fn take_kept(&mut self, index: u16) -> Vec<u16> {
+        let place = self.kept.iter().position(|kept| kept.queue == index);
+        place.map_or_else(Vec::new, |place| self.kept.swap_remove(place).heads)
     }
 }
 
@@ -136,8 +208,8 @@ impl VirtioDevice for Block {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let mut space = ConfigSpace::new(
-            self.backend.size(),
-            self.backend.limits(),
+            self.shared.backend.size(),
+            self.shared.backend.limits(),
             self.config.queues.max(1),
             SEG_MAX,
         );
@@ -157,17 +229,18 @@ impl VirtioDevice for Block {
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         self.halt = Halt::default();
-        let executor = self.executor(activation.features);
-        self.cacheless = !executor.flush;
+        let setup = self.setup(&activation);
+        self.cacheless = !setup.flush;
         for queue in activation.queues {
             let name = format!("{}-q{}", self.config.name, queue.index);
+            let kept = self.take_kept(queue.index);
             let ring = Ring::new(
                 queue,
                 activation.memory.clone(),
                 activation.notifier.clone(),
                 self.halt.clone(),
             );
-            match Worker::start(name, ring, executor.clone()) {
+            match Worker::start(name, ring, setup.clone(), kept) {
                 Ok(worker) => self.workers.push(worker),
                 Err(error) => {
                     self.deactivate();
@@ -175,21 +248,35 @@ impl VirtioDevice for Block {
                 }
             }
         }
+        let wakers = self.workers.iter().map(Worker::waker).collect();
+        self.shared.activate(activation.notifier, wakers);
         Ok(())
     }
 
     fn deactivate(&mut self) -> Vec<ActiveQueue> {
+        self.shared.deactivate();
         self.cacheless = false;
         self.halt.set();
         let halt = self.halt.clone();
-        self.workers
-            .drain(..)
-            .filter_map(|worker| worker.stop(&halt))
-            .collect()
+        let mut queues = Vec::with_capacity(self.workers.len());
+        for worker in self.workers.drain(..) {
+            let Some(stopped) = worker.stop(&halt) else {
+                continue;
+            };
+            if !stopped.kept.is_empty() {
+                self.kept.push(QueueRequests {
+                    queue: stopped.queue.index,
+                    heads: stopped.kept,
+                });
+            }
+            queues.push(stopped.queue);
+        }
+        queues
     }
 
     fn reset(&mut self) {
         self.writeback.store(true, Ordering::Release);
+        self.kept.clear();
     }
 
     fn state(&self) -> DeviceState {
@@ -200,6 +287,16 @@ impl VirtioDevice for Block {
         let DeviceState::Block(state) = state else {
             return Err(state.refused_by(self.device_type()));
         };
+        for kept in &state.kept {
+            let queue = usize::from(kept.queue);
+            if queue >= self.queue_sizes.len() || kept.heads.len() > usize::from(QUEUE_SIZE) {
+                return Err(StateError::Impossible {
+                    what: "a disk's queue with pending requests",
+                    saved: kept.queue.into(),
+                });
+            }
+        }
+        self.kept.clone_from(&state.kept);
         self.writeback.store(state.writeback, Ordering::Release);
         Ok(())
     }

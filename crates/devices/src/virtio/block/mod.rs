@@ -1,17 +1,25 @@
 //! virtio-blk (virtio 1.2, 5.2): a disk over a [`BlockBackend`](edgevmm_block::BlockBackend).
 //!
-//! Every queue has a thread that serves it request by request: one disk image is mostly one
-//! file in the page cache, where a plain `preadv` into guest memory is the shortest way.
-//! Offers flush, a write cache that the driver can turn off, discard, write zeroes, the topology,
-//! a serial number and several queues. Leaves out what has no use on an image file: zoned
-//! storage, secure erase, lifetime, and SCSI pass-through.
+//! Every queue has a thread with an [`Engine`](edgevmm_block::engine::Engine), which does as many
+//! requests at a time as the driver makes available. Offers flush, a write cache that the driver
+//! can turn off, discard, write zeroes, the topology, a serial number and several queues. Leaves
+//! out what has no use on an image file: zoned storage, secure erase, lifetime, and SCSI
+//! pass-through.
 
 mod config;
 mod device;
+mod handle;
+mod limiter;
+mod policy;
 mod request;
+mod server;
 mod worker;
 
 #[cfg(test)]
 mod tests;
 
-pub use device::{Block, BlockConfig, BlockState};
+pub use device::{Block, BlockConfig, BlockState, QueueRequests};
+pub use edgevmm_block::engine::Aio;
+pub use handle::BlockHandle;
+pub use limiter::{Rate, RateLimits, Rates};
+pub use policy::ErrorPolicy;

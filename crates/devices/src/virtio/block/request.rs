@@ -1,12 +1,8 @@
-//! One request: header, data and status byte (virtio 1.2, 5.2.6).
+//! What a chain asks for: header, data and status byte (virtio 1.2, 5.2.6).
 
-use std::fmt::Debug;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use edgevmm_block::{BlockBackend, BlockError, SECTOR_SIZE};
+use edgevmm_block::SECTOR_SIZE;
+use edgevmm_block::engine::{Operation, Request};
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
     VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
@@ -16,9 +12,6 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 use super::config::MAX_RANGE_SECTORS;
 use crate::virtio::DriverError;
 use crate::virtio::ring::Chain;
-
-/// Bytes of a serial number, padded with zeroes.
-pub(super) const SERIAL_LEN: usize = VIRTIO_BLK_ID_BYTES as usize;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -36,183 +29,125 @@ struct RangeSegment {
     flags: U32,
 }
 
-/// Why a request is not done; tells the guest no more than a disk would.
-enum Failure {
-    /// The request is one that the device never said it could do.
+/// What a chain asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Command {
+    /// Something of the disk.
+    Disk(Request),
+    /// The serial number.
+    GetId,
+    /// Nothing at all, such as a discard of no sectors.
+    Nothing,
+    /// What the device never said it could do.
     Unsupported,
-    /// The request makes no sense, such as a length that is no multiple of a sector.
+    /// What makes no sense, such as a length that is no multiple of a sector.
     Invalid(&'static str),
-    /// The backend failed or refused.
-    Backend(BlockError),
 }
 
-impl From<BlockError> for Failure {
-    fn from(error: BlockError) -> Self {
-        Self::Backend(error)
-    }
-}
-
-/// Carries requests out. One per queue.
-#[derive(Debug, Clone)]
-pub(super) struct Executor {
-    pub(super) name: Arc<str>,
-    pub(super) backend: Arc<dyn BlockBackend>,
-    pub(super) serial: [u8; SERIAL_LEN],
-    /// The driver accepted flush. Otherwise it doesn't know that it has to (5.2.6.2).
-    pub(super) flush: bool,
-    /// Writes may stay in the host's cache until the guest flushes.
-    pub(super) writeback: Arc<AtomicBool>,
+/// What the driver may ask for, and of which disk.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Terms {
+    /// Sectors of the disk.
+    pub(super) sectors: u64,
     /// The driver accepted discard.
     pub(super) discard: bool,
     /// The driver accepted write zeroes.
     pub(super) write_zeroes: bool,
 }
 
-impl Executor {
-    /// Does what `chain` asks for and writes its status byte. Returns the used length.
+impl Command {
+    /// Reads a chain's header and detaches its status byte. What is left of it is the data.
     ///
     /// # Errors
-    /// The chain is no block request at all. Failures of a request go into its status.
-    pub(super) fn execute(&self, chain: &mut Chain) -> Result<u32, DriverError> {
+    /// The chain is no block request at all.
+    pub(super) fn read(chain: &mut Chain, terms: &Terms) -> Result<Self, DriverError> {
         let mut header = Header::new_zeroed();
         if chain.readable.copy_out(header.as_mut_bytes()) < size_of::<Header>() {
             return Err(DriverError::Chain("the request header is too short"));
         }
         chain.detach_status()?;
-        let writable = chain.writable.bytes();
-        let (status, written) = match self.run(&header, chain) {
-            Ok(written) => (VIRTIO_BLK_S_OK, written),
-            Err(Failure::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
-            Err(failure) => {
-                self.log(&header, &failure);
-                (VIRTIO_BLK_S_IOERR, 0)
-            }
+        let sector = header.sector.get();
+        let transfer = |operation, len| match offset_of(sector, len, terms) {
+            Ok(offset) => Self::Disk(Request {
+                operation,
+                offset,
+                len,
+            }),
+            Err(reason) => Self::Invalid(reason),
         };
-        chain.write_status(u8::try_from(status).unwrap_or(u8::MAX));
-        // The used length counts from the front without gaps, so it covers the status byte only
-        // if all before it was written.
-        let used = if written == writable {
-            written.saturating_add(1)
-        } else {
-            written
-        };
-        Ok(u32::try_from(used).unwrap_or(u32::MAX))
-    }
-
-    /// Returns how many bytes of the chain's writable part were written.
-    fn run(&self, header: &Header, chain: &mut Chain) -> Result<u64, Failure> {
-        match header.kind.get() {
-            VIRTIO_BLK_T_IN => self.read(header.sector.get(), chain),
-            VIRTIO_BLK_T_OUT => self.write(header.sector.get(), chain),
-            VIRTIO_BLK_T_FLUSH => {
-                self.backend.flush()?;
-                Ok(0)
+        Ok(match header.kind.get() {
+            VIRTIO_BLK_T_IN => transfer(Operation::Read, chain.writable.bytes()),
+            VIRTIO_BLK_T_OUT => transfer(Operation::Write, chain.readable.bytes()),
+            VIRTIO_BLK_T_FLUSH => Self::Disk(FLUSH),
+            VIRTIO_BLK_T_GET_ID => Self::GetId,
+            VIRTIO_BLK_T_DISCARD if terms.discard => range(chain, terms, 0, |_| Operation::Discard),
+            VIRTIO_BLK_T_WRITE_ZEROES if terms.write_zeroes => {
+                let unmap = VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
+                range(chain, terms, unmap, |flags| Operation::WriteZeroes {
+                    may_unmap: flags & unmap != 0,
+                })
             }
-            VIRTIO_BLK_T_GET_ID => Ok(chain.writable.copy_in(&self.serial) as u64),
-            VIRTIO_BLK_T_DISCARD if self.discard => self.discard(chain),
-            VIRTIO_BLK_T_WRITE_ZEROES if self.write_zeroes => self.write_zeroes(chain),
-            _ => Err(Failure::Unsupported),
-        }
+            _ => Self::Unsupported,
+        })
     }
 
-    fn read(&self, sector: u64, chain: &Chain) -> Result<u64, Failure> {
-        let len = chain.writable.bytes();
-        let offset = self.offset(sector, len)?;
-        self.backend
-            .read_vectored(chain.writable.slices(), offset)?;
-        Ok(len)
+    /// Whether it changes what is on the disk.
+    pub(super) fn is_change(self) -> bool {
+        matches!(
+            self,
+            Self::Disk(Request {
+                operation: Operation::Write | Operation::Discard | Operation::WriteZeroes { .. },
+                ..
+            })
+        )
     }
+}
 
-    fn write(&self, sector: u64, chain: &Chain) -> Result<u64, Failure> {
-        let offset = self.offset(sector, chain.readable.bytes())?;
-        self.backend
-            .write_vectored(chain.readable.slices(), offset)?;
-        self.write_through()?;
-        Ok(0)
+/// A flush, of all of the disk.
+pub(super) const FLUSH: Request = Request {
+    operation: Operation::Flush,
+    offset: 0,
+    len: 0,
+};
+
+/// Takes the one segment of a discard or write-zeroes request.
+fn range(
+    chain: &mut Chain,
+    terms: &Terms,
+    known_flags: u32,
+    operation: impl FnOnce(u32) -> Operation,
+) -> Command {
+    let mut segment = RangeSegment::new_zeroed();
+    let expected = size_of::<RangeSegment>();
+    if chain.readable.bytes() != expected as u64
+        || chain.readable.copy_out(segment.as_mut_bytes()) != expected
+    {
+        return Command::Invalid("it has not exactly one segment");
     }
-
-    fn discard(&self, chain: &mut Chain) -> Result<u64, Failure> {
-        let (offset, len, flags) = self.range(chain)?;
-        if flags != 0 {
-            return Err(Failure::Unsupported);
-        }
-        if len > 0 {
-            self.backend.discard(offset, len)?;
-            self.write_through()?;
-        }
-        Ok(0)
+    let sectors = segment.num_sectors.get();
+    if sectors > MAX_RANGE_SECTORS {
+        return Command::Invalid("its range is too long");
     }
-
-    fn write_zeroes(&self, chain: &mut Chain) -> Result<u64, Failure> {
-        let (offset, len, flags) = self.range(chain)?;
-        if flags & !VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0 {
-            return Err(Failure::Unsupported);
-        }
-        if len > 0 {
-            self.backend.write_zeroes(offset, len, flags != 0)?;
-            self.write_through()?;
-        }
-        Ok(0)
+    let len = u64::from(sectors) * SECTOR_SIZE;
+    match offset_of(segment.sector.get(), len, terms) {
+        Err(reason) => Command::Invalid(reason),
+        Ok(_) if segment.flags.get() & !known_flags != 0 => Command::Unsupported,
+        Ok(_) if len == 0 => Command::Nothing,
+        Ok(offset) => Command::Disk(Request {
+            operation: operation(segment.flags.get()),
+            offset,
+            len,
+        }),
     }
+}
 
-    /// Takes the one segment of a discard or write-zeroes request: offset, bytes and flags.
-    fn range(&self, chain: &mut Chain) -> Result<(u64, u64, u32), Failure> {
-        let mut segment = RangeSegment::new_zeroed();
-        let expected = size_of::<RangeSegment>();
-        if chain.readable.bytes() != expected as u64
-            || chain.readable.copy_out(segment.as_mut_bytes()) != expected
-        {
-            return Err(Failure::Invalid("it has not exactly one segment"));
-        }
-        let sectors = segment.num_sectors.get();
-        if sectors > MAX_RANGE_SECTORS {
-            return Err(Failure::Invalid("its range is too long"));
-        }
-        let len = u64::from(sectors) * SECTOR_SIZE;
-        let offset = self.offset(segment.sector.get(), len)?;
-        Ok((offset, len, segment.flags.get()))
+/// The byte offset of `sector`, provided that `len` bytes from there are on the disk.
+fn offset_of(sector: u64, len: u64, terms: &Terms) -> Result<u64, &'static str> {
+    if !len.is_multiple_of(SECTOR_SIZE) {
+        return Err("its length is no multiple of a sector");
     }
-
-    /// The byte offset of `sector`, provided that `len` bytes from there are on the disk.
-    fn offset(&self, sector: u64, len: u64) -> Result<u64, Failure> {
-        if !len.is_multiple_of(SECTOR_SIZE) {
-            return Err(Failure::Invalid("its length is no multiple of a sector"));
-        }
-        let sectors = self.backend.size() / SECTOR_SIZE;
-        match sector.checked_add(len / SECTOR_SIZE) {
-            Some(end) if end <= sectors => Ok(sector * SECTOR_SIZE),
-            _ => Err(Failure::Invalid("it reaches past the end of the disk")),
-        }
-    }
-
-    fn write_through(&self) -> Result<(), BlockError> {
-        if self.flush && self.writeback.load(Ordering::Acquire) {
-            Ok(())
-        } else {
-            self.backend.flush()
-        }
-    }
-
-    fn log(&self, header: &Header, failure: &Failure) {
-        let (kind, sector) = (header.kind.get(), header.sector.get());
-        match failure {
-            // What a guest can cause at will must not fill the host's log.
-            Failure::Unsupported => {}
-            Failure::Invalid(reason) => {
-                tracing::debug!(
-                    device = &*self.name,
-                    kind,
-                    sector,
-                    "Request refused: {reason}"
-                );
-            }
-            Failure::Backend(BlockError::ReadOnly | BlockError::OutOfRange { .. }) => {
-                tracing::debug!(device = &*self.name, kind, sector, "Request refused");
-            }
-            Failure::Backend(error) => {
-                let error: &dyn std::error::Error = error;
-                tracing::warn!(device = &*self.name, kind, sector, error, "Request failed");
-            }
-        }
+    match sector.checked_add(len / SECTOR_SIZE) {
+        Some(end) if end <= terms.sectors => Ok(sector * SECTOR_SIZE),
+        _ => Err("it reaches past the end of the disk"),
     }
 }

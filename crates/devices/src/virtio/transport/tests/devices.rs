@@ -13,6 +13,7 @@ use super::state::{restore_into, resume, save};
 use super::{NOTIFY, eventually};
 use crate::bus::lock;
 use crate::console::ConsoleInput;
+use crate::testing::MockControl;
 use crate::virtio::DeviceState;
 use crate::virtio::block::{Block, BlockConfig};
 use crate::virtio::console::tests::Screen;
@@ -176,9 +177,10 @@ fn a_disk_goes_on_with_its_cache_off() {
         let config = BlockConfig {
             name: "disk0".into(),
             serial: String::new(),
-            queues: 1,
+            ..BlockConfig::default()
         };
-        Guest::with(|_| Box::new(Block::new(config, backend)))
+        let control = Arc::<MockControl>::default();
+        Guest::with(|_| Box::new(Block::new(config, backend, control)))
     };
     let mut drivers = Drivers::start(disk(), EVENT_IDX | 1 << VIRTIO_BLK_F_CONFIG_WCE);
     let writeback = |drivers: &Drivers| drivers.guest.bar_read::<1>(0x820);

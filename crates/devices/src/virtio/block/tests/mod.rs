@@ -1,17 +1,20 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
+mod faults;
+mod many;
+
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use edgevmm_block::{BlockBackend, BlockError, DiskOptions, Limits, open};
+use edgevmm_block::{BlockBackend, DiskOptions, open};
 use proptest::prelude::*;
 use tempfile::NamedTempFile;
 use virtio_bindings::virtio_blk::*;
-use vm_memory::VolatileSlice;
 
-use super::{Block, BlockConfig};
-use crate::testing::{MockNotifier, guest_memory};
+use super::{Aio, Block, BlockConfig, BlockState, ErrorPolicy, Rate};
+use crate::GuestMemory;
+use crate::testing::{MockControl, MockNotifier, guest_memory};
 use crate::virtio::driver::{Buffer, Driver, INDIRECT, NEXT, RINGS, WRITE, readable, writable};
 use crate::virtio::ring::RING_FEATURES;
 use crate::virtio::{Activation, ActiveQueue, VirtioDevice};
@@ -27,7 +30,9 @@ struct Rig {
     block: Block,
     drivers: Vec<Driver>,
     notifier: Arc<MockNotifier>,
+    control: Arc<MockControl>,
     disk: NamedTempFile,
+    memory: Arc<GuestMemory>,
     size: u16,
 }
 
@@ -48,44 +53,59 @@ impl Rig {
         options: impl FnOnce(&mut DiskOptions),
         wrap: impl FnOnce(Arc<dyn BlockBackend>, &Arc<MockNotifier>) -> Arc<dyn BlockBackend>,
     ) -> Self {
+        Self::configured(options, wrap, |config| config.queues = queues)
+    }
+
+    fn configured(
+        options: impl FnOnce(&mut DiskOptions),
+        wrap: impl FnOnce(Arc<dyn BlockBackend>, &Arc<MockNotifier>) -> Arc<dyn BlockBackend>,
+        configure: impl FnOnce(&mut BlockConfig),
+    ) -> Self {
         let mut disk = NamedTempFile::new().unwrap();
         let pattern: Vec<u8> = (0..DISK).map(|i| (i / 512 + i) as u8).collect();
         disk.write_all(&pattern).unwrap();
         let mut opened = DiskOptions::new(disk.reopen().unwrap(), "disk");
         options(&mut opened);
-        let config = BlockConfig {
+        let mut config = BlockConfig {
             name: "blk0".into(),
             serial: "serial-0123456789-and-more".into(),
-            queues,
+            ..BlockConfig::default()
         };
+        configure(&mut config);
         let notifier = Arc::default();
+        let control = Arc::<MockControl>::default();
+        let below = wrap(open(opened).unwrap(), &notifier);
         Self {
-            block: Block::new(config, wrap(open(opened).unwrap(), &notifier)),
+            block: Block::new(config, below, control.clone()),
             drivers: Vec::new(),
             notifier,
+            control,
             disk,
+            memory: guest_memory(MEMORY),
             size: 256,
         }
     }
 
     fn activate(&mut self, queues: u16, features: u64) {
-        let memory = guest_memory(MEMORY);
+        self.memory = guest_memory(MEMORY);
         self.drivers = (0..queues)
-            .map(|i| Driver::new(&memory, 0x1000 + RINGS * u64::from(i), self.size))
+            .map(|i| Driver::new(&self.memory, 0x1000 + RINGS * u64::from(i), self.size))
             .collect();
-        let queues = self
-            .drivers
-            .iter()
-            .zip(0..)
-            .map(|(driver, index)| ActiveQueue {
-                index,
-                queue: driver.queue(true),
-                kick: driver.kick.clone(),
-            });
+        let queues = self.drivers.iter().zip(0..);
+        let queues = queues.map(|(driver, index)| ActiveQueue {
+            index,
+            queue: driver.queue(true),
+            kick: driver.kick.clone(),
+        });
+        self.serve(queues.collect(), features);
+    }
+
+    /// Has the device serve these queues, of the drivers that there are.
+    fn serve(&mut self, queues: Vec<ActiveQueue>, features: u64) {
         let activation = Activation {
-            memory,
+            memory: self.memory.clone(),
             features: self.block.features() & features,
-            queues: queues.collect(),
+            queues,
             notifier: self.notifier.clone(),
         };
         self.block.activate(activation).unwrap();
@@ -421,67 +441,6 @@ fn interrupts_wait_for_the_event_index() {
     assert_eq!(rig.notifier.wait_queue(0, 1).queues[&0], 1);
     rig.block.deactivate();
     assert_eq!(rig.notifier.log().queues[&0], 1);
-}
-
-/// A disk whose flush takes until the driver was interrupted.
-#[derive(Debug)]
-struct SlowFlush(Arc<dyn BlockBackend>, Arc<MockNotifier>);
-
-impl BlockBackend for SlowFlush {
-    fn size(&self) -> u64 {
-        self.0.size()
-    }
-
-    fn read_only(&self) -> bool {
-        self.0.read_only()
-    }
-
-    fn limits(&self) -> Limits {
-        self.0.limits()
-    }
-
-    fn read_vectored(&self, bufs: &[VolatileSlice<'_>], offset: u64) -> Result<(), BlockError> {
-        self.0.read_vectored(bufs, offset)
-    }
-
-    fn write_vectored(&self, bufs: &[VolatileSlice<'_>], offset: u64) -> Result<(), BlockError> {
-        self.0.write_vectored(bufs, offset)
-    }
-
-    fn flush(&self) -> Result<(), BlockError> {
-        self.1.wait_queue(0, 1);
-        self.0.flush()
-    }
-
-    fn discard(&self, offset: u64, len: u64) -> Result<(), BlockError> {
-        self.0.discard(offset, len)
-    }
-
-    fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<(), BlockError> {
-        self.0.write_zeroes(offset, len, may_unmap)
-    }
-}
-
-#[test]
-fn a_read_is_told_of_before_the_flush_behind_it_is_done() {
-    let slow = |disk, notifier: &Arc<_>| -> Arc<dyn BlockBackend> {
-        Arc::new(SlowFlush(disk, Arc::clone(notifier)))
-    };
-    let mut rig = Rig::idle(1, |_| (), slow);
-    rig.activate(1, u64::MAX);
-    rig.header(VIRTIO_BLK_T_IN, 0);
-    let driver = rig.driver();
-    let flush = HEADER + 0x100;
-    driver.write(flush, &VIRTIO_BLK_T_FLUSH.to_le_bytes());
-    let read = driver.add(&[
-        readable(HEADER, 16),
-        writable(DATA, 512),
-        writable(STATUS, 1),
-    ]);
-    let flush = driver.add(&[readable(flush, 16), writable(STATUS + 1, 1)]);
-    driver.kick();
-    assert_eq!(driver.wait_used(), (read.into(), 513));
-    assert_eq!(driver.wait_used(), (flush.into(), 1));
 }
 
 #[test]

@@ -1,0 +1,373 @@
+//! Measures a disk natively: requests go through the rings of a virtio disk as a guest's would,
+//! or, to tell the cost of those, straight to the block layer in one thread.
+//!
+//! Takes one [`Job`] as JSON, its only argument, and writes one [`Outcome`] as JSON.
+//! `cargo xtask bench disk` runs it beside `qemu-img bench`, whose pattern of offsets it has.
+
+#![allow(clippy::unwrap_used, clippy::cast_precision_loss)]
+
+#[path = "../tests/driver/mod.rs"]
+mod driver;
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use edgevmm_block::{DiskOptions, open};
+use edgevmm_devices::GuestMemory;
+use edgevmm_devices::platform::{MachineControl, MachineRequest};
+use edgevmm_devices::virtio::block::{Aio, Block, BlockConfig};
+use edgevmm_devices::virtio::{Activation, ActiveQueue, DriverError, Notifier, VirtioDevice};
+use serde::{Deserialize, Serialize};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vmm_sys_util::eventfd::EventFd;
+
+use driver::{Driver, RINGS, readable, writable};
+
+/// Entries of each queue.
+const QUEUE_SIZE: u16 = 256;
+/// Where a queue's headers and status bytes are.
+const HEADERS: u64 = 0x10_0000;
+/// Where the data buffers are.
+const DATA: u64 = 0x100_0000;
+
+/// How requests get to the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Way {
+    /// Through virtqueues.
+    Virtio,
+    /// By calls, one after the other.
+    Calls,
+}
+
+/// What is to be measured.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Job {
+    image: PathBuf,
+    #[serde(default)]
+    direct: bool,
+    #[serde(default)]
+    write: bool,
+    way: Way,
+    /// Bytes of a request.
+    block: u32,
+    /// Bytes from one offset to the next, around the end of the disk.
+    step: u64,
+    /// Requests in flight on each queue.
+    depth: usize,
+    /// Requests in all.
+    count: usize,
+    #[serde(default = "one")]
+    queues: u16,
+    /// Without io_uring.
+    #[serde(default)]
+    threads: bool,
+}
+
+fn one() -> u16 {
+    1
+}
+
+/// What was measured.
+#[derive(Debug, Serialize)]
+struct Outcome {
+    seconds: f64,
+    iops: f64,
+    /// CPU time of a request in the device's threads, in microseconds.
+    cpu: f64,
+    /// Interrupts for a request.
+    interrupts: f64,
+    /// Time from sending to seeing it done, in microseconds: median, 99 %, 99.9 %.
+    latency: [f64; 3],
+}
+
+/// Offsets as `qemu-img bench` has them.
+struct Offsets {
+    next: u64,
+    step: u64,
+    size: u64,
+}
+
+impl Iterator for Offsets {
+    type Item = u64;
+
+    fn next(&mut self) -> Option<u64> {
+        let offset = self.next;
+        self.next = (offset + self.step) % self.size;
+        Some(offset)
+    }
+}
+
+/// Interrupts as an irqfd gets them.
+#[derive(Debug)]
+struct Interrupts {
+    events: Vec<EventFd>,
+    count: AtomicU64,
+}
+
+impl Notifier for Interrupts {
+    fn queue(&self, index: u16) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.events[usize::from(index)].write(1).unwrap();
+    }
+
+    fn config(&self) {}
+
+    fn needs_reset(&self, cause: &DriverError) {
+        panic!("{cause}");
+    }
+}
+
+/// A machine of which nothing is asked.
+#[derive(Debug)]
+struct NoControl;
+
+impl MachineControl for NoControl {
+    fn request(&self, request: MachineRequest) {
+        panic!("{request:?}");
+    }
+
+    fn pause(&self, reason: String) {
+        panic!("{reason}");
+    }
+}
+
+/// The guest's side of one queue.
+struct Queue {
+    driver: Driver,
+    offsets: Offsets,
+    event: EventFd,
+    base: u64,
+    /// Chain head and start of each request in flight, by its slot.
+    slots: Vec<Option<(u16, Instant)>>,
+    latencies: Vec<u64>,
+}
+
+impl Queue {
+    fn send(&mut self, slot: usize, write: bool, block: u32) {
+        let offset = self.offsets.next().unwrap();
+        let at = self.base + 0x20 * slot as u64;
+        let data = self.base + DATA + slot as u64 * u64::from(block);
+        let mut header = [0; 16];
+        header[0] = write.into();
+        header[8..].copy_from_slice(&(offset / 512).to_le_bytes());
+        self.driver.write(at, &header);
+        let data = if write {
+            readable(data, block)
+        } else {
+            writable(data, block)
+        };
+        let head = self
+            .driver
+            .add(&[readable(at, 16), data, writable(at + 16, 1)]);
+        self.slots[slot] = Some((head, Instant::now()));
+    }
+
+    fn run(&mut self, job: &Job) {
+        let count = job.count / usize::from(job.queues);
+        let (mut sent, mut done) = (0, 0);
+        while sent < job.depth.min(count) {
+            self.send(sent, job.write, job.block);
+            sent += 1;
+        }
+        self.driver.kick();
+        while done < count {
+            let used = self.driver.used_index();
+            self.driver.set_used_event(used);
+            let mut any = false;
+            while let Some((head, len)) = self.driver.take_used() {
+                let taken = |slot: &Option<(u16, Instant)>| {
+                    slot.is_some_and(|(taken, _)| u32::from(taken) == head)
+                };
+                let slot = self.slots.iter().position(taken).unwrap();
+                let (_, start) = self.slots[slot].take().unwrap();
+                self.latencies
+                    .push(u64::try_from(start.elapsed().as_nanos()).unwrap());
+                assert_eq!(len, if job.write { 1 } else { job.block + 1 });
+                done += 1;
+                any = true;
+                if sent < count {
+                    self.send(slot, job.write, job.block);
+                    sent += 1;
+                }
+            }
+            if any {
+                self.driver.kick();
+            } else if done < count {
+                self.event.read().unwrap();
+            }
+        }
+    }
+}
+
+fn by_virtio(job: &Job) -> Outcome {
+    let mut options = DiskOptions::new(file(job), "disk");
+    options.direct = job.direct;
+    options.read_only = !job.write;
+    let disk = open(options).unwrap();
+    let size = disk.size() / u64::from(job.block) * u64::from(job.block);
+    let config = BlockConfig {
+        name: "blk0".into(),
+        serial: "bench".into(),
+        queues: job.queues,
+        aio: if job.threads { Aio::Threads } else { Aio::Auto },
+        ..BlockConfig::default()
+    };
+    let mut block = Block::new(config, disk, Arc::new(NoControl));
+    let span = HEADERS + DATA + (u64::from(job.block) * job.depth as u64).next_multiple_of(4096);
+    let bytes = usize::try_from(span * u64::from(job.queues)).unwrap();
+    let ranges = [(GuestAddress(0), bytes)];
+    let memory = Arc::new(GuestMemory::from_ranges(&ranges).unwrap());
+    let events = |_| EventFd::new(0).unwrap();
+    let interrupts = Arc::new(Interrupts {
+        events: (0..job.queues).map(events).collect(),
+        count: AtomicU64::new(0),
+    });
+    let mut queues: Vec<_> = (0..job.queues)
+        .map(|index| {
+            let base = span * u64::from(index);
+            Queue {
+                driver: Driver::new(&memory, base, QUEUE_SIZE),
+                offsets: Offsets {
+                    next: size / u64::from(job.queues) / u64::from(job.block)
+                        * u64::from(job.block)
+                        * u64::from(index),
+                    step: job.step,
+                    size,
+                },
+                event: interrupts.events[usize::from(index)].try_clone().unwrap(),
+                base: base + HEADERS,
+                slots: vec![None; job.depth],
+                latencies: Vec::with_capacity(job.count),
+            }
+        })
+        .collect();
+    const { assert!(RINGS < HEADERS) };
+    let active = queues.iter().zip(0..).map(|(queue, index)| ActiveQueue {
+        index,
+        queue: queue.driver.queue(true),
+        kick: queue.driver.kick.clone(),
+    });
+    block
+        .activate(Activation {
+            features: block.features(),
+            queues: active.collect(),
+            notifier: interrupts.clone(),
+            memory,
+        })
+        .unwrap();
+    let before = device_cpu();
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for queue in &mut queues {
+            std::thread::Builder::new()
+                .name("guest".into())
+                .spawn_scoped(scope, || queue.run(job))
+                .unwrap();
+        }
+    });
+    let seconds = start.elapsed().as_secs_f64();
+    let cpu = device_cpu() - before;
+    let latencies = queues.iter().flat_map(|queue| &queue.latencies).copied();
+    let latencies = latencies.collect();
+    let interrupts = interrupts.count.load(Ordering::Relaxed);
+    outcome(latencies, seconds, cpu, interrupts)
+}
+
+fn by_calls(job: &Job) -> Outcome {
+    let mut options = DiskOptions::new(file(job), "disk");
+    options.direct = job.direct;
+    options.read_only = !job.write;
+    let disk = open(options).unwrap();
+    let block = job.block as usize;
+    let memory: GuestMemory = GuestMemory::from_ranges(&[(GuestAddress(0), block)]).unwrap();
+    let slice = memory.get_slice(GuestAddress(0), block).unwrap();
+    let bufs = [slice];
+    let size = disk.size() / u64::from(job.block) * u64::from(job.block);
+    let mut latencies = Vec::with_capacity(job.count);
+    let before = process_cpu();
+    let start = Instant::now();
+    let mut last = start;
+    for offset in (Offsets {
+        next: 0,
+        step: job.step,
+        size,
+    })
+    .take(job.count)
+    {
+        if job.write {
+            disk.write_vectored(&bufs, offset).unwrap();
+        } else {
+            disk.read_vectored(&bufs, offset).unwrap();
+        }
+        let now = Instant::now();
+        latencies.push(u64::try_from((now - last).as_nanos()).unwrap());
+        last = now;
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    outcome(latencies, seconds, process_cpu() - before, 0)
+}
+
+fn file(job: &Job) -> File {
+    File::options()
+        .read(true)
+        .write(job.write)
+        .open(&job.image)
+        .unwrap()
+}
+
+fn outcome(mut latencies: Vec<u64>, seconds: f64, cpu: f64, interrupts: u64) -> Outcome {
+    latencies.sort_unstable();
+    let count = latencies.len() as f64;
+    let part = |thousandths: usize| {
+        let index = (latencies.len() * thousandths / 1000).min(latencies.len() - 1);
+        latencies[index] as f64 / 1e3
+    };
+    Outcome {
+        seconds,
+        iops: count / seconds,
+        cpu: cpu * 1e6 / count,
+        interrupts: interrupts as f64 / count,
+        latency: [part(500), part(990), part(999)],
+    }
+}
+
+/// CPU time of all threads of this process in seconds.
+fn process_cpu() -> f64 {
+    cpu_of("")
+}
+
+/// CPU time of the device's threads in seconds.
+fn device_cpu() -> f64 {
+    cpu_of("blk0")
+}
+
+/// CPU time of the threads whose names begin like this, in seconds.
+fn cpu_of(prefix: &str) -> f64 {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    tasks
+        .map(|task| task.unwrap().path())
+        .filter(|path| read(path.join("comm")).starts_with(prefix))
+        .map(|path| on_cpu(&read(path.join("schedstat"))))
+        .sum()
+}
+
+/// The first figure of a schedstat: nanoseconds on a CPU.
+fn on_cpu(schedstat: &str) -> f64 {
+    let first = schedstat.split(' ').next();
+    first.and_then(|first| first.parse().ok()).unwrap_or(0.0) / 1e9
+}
+
+fn main() {
+    let job: Job = serde_json::from_str(&std::env::args().nth(1).unwrap()).unwrap();
+    let outcome = match job.way {
+        Way::Virtio => by_virtio(&job),
+        Way::Calls => by_calls(&job),
+    };
+    println!("{}", serde_json::to_string(&outcome).unwrap());
+}
