@@ -1,10 +1,51 @@
-//! Images whose data is in another file, which is a raw image by itself.
+//! Images whose data is in another file, each cluster at its guest offset.
 
 use std::io;
 
 use super::disk::Qcow2Disk;
 use super::entry::{Entry, Place};
-use super::image::Image;
+use super::freed::Run;
+use super::image::{Image, Meta};
+
+impl Image {
+    /// Gives the space of clusters back that the disk does not have any more, unless it has them
+    /// again: each has but one place in the data file.
+    pub(super) fn give_back_external(&self, run: &Run) -> io::Result<()> {
+        let mut cluster = run.clusters.start;
+        while run.punch && cluster < run.clusters.end {
+            let meta = self.lock();
+            let (key, first) = meta.tables.position(cluster);
+            let (mut meta, slot) = self.slice(meta, key)?;
+            let left = self.layout.slice_entries() - first as u64;
+            let end = run.clusters.end.min(cluster + left);
+            let unused = |meta: &Meta, cluster: u64, at: usize| match slot {
+                _ if meta.is_busy(&(cluster..cluster + 1)) => false,
+                Some(slot) => {
+                    matches!(meta.tables.entry(slot, at), Ok(entry) if entry.place == Place::None)
+                }
+                None => true,
+            };
+            let count = (cluster..end)
+                .zip(first..)
+                .take_while(|(cluster, at)| unused(&meta, *cluster, *at))
+                .count() as u64;
+            if count == 0 {
+                cluster += 1;
+                continue;
+            }
+            let gone = cluster..cluster + count;
+            meta.busy.push(gone.clone());
+            drop(meta);
+            let bits = self.layout.cluster_bits;
+            // Not being able to only costs space of the host.
+            let _ = self.data.discard(gone.start << bits, count << bits);
+            self.lock().not_busy(&gone);
+            self.happened.notify_all();
+            cluster = gone.end;
+        }
+        Ok(())
+    }
+}
 
 impl Qcow2Disk {
     /// Has the tables point at the data file from `start` to `end`, so that both always read the

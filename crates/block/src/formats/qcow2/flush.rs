@@ -240,7 +240,7 @@ impl Image {
 
     fn give_back_run(&self, run: &Run) -> io::Result<()> {
         if run.kind == Kind::External {
-            return self.punch(run, &run.clusters);
+            return self.give_back_external(run);
         }
         let mut start = run.clusters.start;
         while start < run.clusters.end {
@@ -248,8 +248,10 @@ impl Image {
             if last.is_empty() {
                 return Ok(());
             }
-            // Not being able to only costs space of the host.
-            let _ = self.punch(run, &last);
+            if run.punch {
+                // Not being able to only costs space of the host.
+                let _ = self.punch(&last);
+            }
             let bytes = (last.end - last.start) << self.layout.cluster_bits;
             self.unpacked
                 .forget(last.start << self.layout.cluster_bits, bytes);
@@ -290,19 +292,10 @@ impl Image {
         Ok(last)
     }
 
-    fn punch(&self, run: &Run, clusters: &Range<u64>) -> io::Result<()> {
-        if !run.punch {
-            return Ok(());
-        }
-        let file = match run.kind {
-            Kind::External => &self.data,
-            Kind::Data | Kind::Table => self.file.host(),
-        };
+    fn punch(&self, clusters: &Range<u64>) -> io::Result<()> {
         let bits = self.layout.cluster_bits;
-        file.discard(
-            clusters.start << bits,
-            (clusters.end - clusters.start) << bits,
-        )
+        let len = (clusters.end - clusters.start) << bits;
+        self.file.host().discard(clusters.start << bits, len)
     }
 
     /// If `done` failed as the image is damaged, keeps everybody from writing to it, now and later.

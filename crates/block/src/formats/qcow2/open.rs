@@ -21,6 +21,24 @@ use crate::formats::OpenLayer;
 use crate::host::HostFile;
 use crate::stack::Stack;
 
+/// How much memory an image may take for its metadata, besides its two top tables.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// For slices of L2 tables, in bytes.
+    pub tables: usize,
+    /// For slices of refcount blocks, in bytes.
+    pub refcounts: usize,
+}
+
+impl Memory {
+    /// Enough for all tables of 128 GiB of disk with the usual clusters, and for all refcounts of
+    /// as much data. It is taken as far as it is used.
+    pub const DEFAULT: Self = Self {
+        tables: 16 << 20,
+        refcounts: 4 << 20,
+    };
+}
+
 /// Where an L1 table is and what it is for.
 #[derive(Clone, Copy, Debug)]
 struct Root {
@@ -54,6 +72,7 @@ pub fn open_layer(
         data,
         header: &header,
         root,
+        memory: Memory::DEFAULT,
     }
     .finish(None)?;
     Ok(OpenLayer {
@@ -68,6 +87,19 @@ pub fn open_layer(
 /// # Errors
 /// The image breaks its format's rules, or has not as many data files, or is damaged.
 pub fn open_disk(
+    file: Arc<HostFile>,
+    data_files: Vec<Arc<HostFile>>,
+    below: Stack,
+) -> Result<Qcow2Disk, BlockError> {
+    open_disk_within(Memory::DEFAULT, file, data_files, below)
+}
+
+/// [`open_disk`] with so much memory for the image's metadata.
+///
+/// # Errors
+/// As [`open_disk`].
+pub fn open_disk_within(
+    memory: Memory,
     file: Arc<HostFile>,
     data_files: Vec<Arc<HostFile>>,
     below: Stack,
@@ -103,6 +135,7 @@ pub fn open_disk(
         data,
         header: &header,
         root,
+        memory,
     };
     let image = opening.finish(Some(true))?;
     Ok(Qcow2Disk::new(image, below))
@@ -125,6 +158,7 @@ pub fn open_temporary(file: Arc<HostFile>, below: Stack) -> Result<Qcow2Disk, Bl
         data,
         header: &header,
         root,
+        memory: Memory::DEFAULT,
     };
     let image = opening.finish(Some(false))?;
     Ok(Qcow2Disk::new(image, below))
@@ -136,6 +170,7 @@ struct Opening<'a> {
     data: Arc<HostFile>,
     header: &'a Header,
     root: Root,
+    memory: Memory,
 }
 
 impl Opening<'_> {
@@ -146,13 +181,14 @@ impl Opening<'_> {
             data,
             header,
             root,
+            memory,
         } = self;
         let layout = header.layout();
         let l1 = read_table(&file, root.offset, root.entries).map_err(failed(&file))?;
         let image_file = Arc::new(ImageFile::new(Arc::clone(&file)).map_err(failed(&file))?);
-        let tables = Tables::new(layout, l1, root.offset, root.size);
+        let tables = Tables::new(layout, l1, root.offset, root.size, memory.tables);
         let space = match durable {
-            Some(_) => Some(open_space(&image_file, header, &tables)?),
+            Some(_) => Some(open_space(&image_file, header, &tables, memory)?),
             None => None,
         };
         let flusher = match durable {
@@ -256,12 +292,19 @@ fn open_space(
     file: &Arc<ImageFile>,
     header: &Header,
     tables: &Tables,
+    memory: Memory,
 ) -> Result<Space, BlockError> {
     let host = file.host();
     let layout = header.layout();
     let entries = (u64::from(header.refcount_clusters) << layout.cluster_bits) / 8;
     let table = read_table(host, header.refcount_offset, entries).map_err(failed(host))?;
-    let refcounts = Refcounts::new(Arc::clone(file), layout, table, header.refcount_offset);
+    let refcounts = Refcounts::new(
+        Arc::clone(file),
+        layout,
+        table,
+        header.refcount_offset,
+        memory.refcounts,
+    );
     refcounts.check_blocks().map_err(refused(host))?;
     let len = host.len().map_err(failed(host))?;
     for offset in tables.tables() {

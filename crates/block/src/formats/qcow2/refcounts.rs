@@ -11,8 +11,6 @@ use super::layout::{Layout, MAX_REFCOUNT_TABLE_BYTES};
 
 /// Where a refcount table entry points.
 const OFFSET_MASK: u64 = !0x1ff;
-/// Most memory for slices of refcount blocks, in bytes.
-const CACHE_BYTES: usize = 4 << 20;
 
 /// The refcounts of an image: those of the file, and what has changed since they were written.
 #[derive(Debug)]
@@ -35,8 +33,15 @@ pub struct Refcounts {
 }
 
 impl Refcounts {
-    /// Refcounts whose table, at `offset` in the file, is `table`.
-    pub fn new(file: Arc<ImageFile>, layout: Layout, table: Vec<u64>, offset: u64) -> Self {
+    /// Refcounts whose table, at `offset` in the file, is `table`. They take up to `memory` bytes
+    /// for slices of their blocks.
+    pub fn new(
+        file: Arc<ImageFile>,
+        layout: Layout,
+        table: Vec<u64>,
+        offset: u64,
+        memory: usize,
+    ) -> Self {
         let start = layout.cluster_of(offset);
         let place = start..start + layout.clusters(table.len() as u64 * 8);
         Self {
@@ -48,7 +53,7 @@ impl Refcounts {
             moved: false,
             dirty_table: BTreeSet::new(),
             new_blocks: BTreeSet::new(),
-            cache: Cache::new(layout.slice_len(), u64::MAX, CACHE_BYTES),
+            cache: Cache::new(layout.slice_len(), u64::MAX, memory),
         }
     }
 

@@ -7,9 +7,6 @@ use super::cache::{Cache, Found};
 use super::entry::{COPIED, Entry, OFFSET_MASK, words};
 use super::layout::Layout;
 
-/// Most memory for slices of L2 tables, in bytes: those of 128 GiB of disk with the usual clusters.
-const CACHE_BYTES: usize = 16 << 20;
-
 /// Where a slice of an L2 table is to be read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -41,8 +38,9 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// A mapping whose L1 table, at `offset` in the file, is `l1`, for a disk of `size` bytes.
-    pub fn new(layout: Layout, l1: Vec<u64>, offset: u64, size: u64) -> Self {
+    /// A mapping whose L1 table, at `offset` in the file, is `l1`, for a disk of `size` bytes. It
+    /// takes up to `memory` bytes for slices of L2 tables.
+    pub fn new(layout: Layout, l1: Vec<u64>, offset: u64, size: u64, memory: usize) -> Self {
         let start = layout.cluster_of(offset);
         let place = start..start + layout.clusters(l1.len() as u64 * 8);
         let slices = layout.clusters(size).div_ceil(layout.slice_entries());
@@ -54,7 +52,7 @@ impl Tables {
             resized: false,
             dirty_l1: BTreeSet::new(),
             new: BTreeMap::new(),
-            cache: Cache::new(layout.slice_len(), slices, CACHE_BYTES),
+            cache: Cache::new(layout.slice_len(), slices, memory),
         }
     }
 

@@ -25,7 +25,7 @@ use super::damage::ImageFile;
 use super::entry::OFFSET_MASK;
 use super::header::{CORRUPT, DIRTY, Header, u32_at, u64_at};
 use super::layout::Layout;
-use super::open::{read_head, read_table};
+use super::open::{Memory, read_head, read_table};
 use super::refcounts::Refcounts;
 use crate::BlockError;
 use crate::host::{HostFile, lock};
@@ -249,7 +249,13 @@ impl Checker<'_> {
             let file = Arc::new(ImageFile::new(Arc::clone(self.file))?);
             let offset = self.header.refcount_offset;
             let table = self.table.clone();
-            self.stored = Some(Refcounts::new(file, self.layout, table, offset));
+            self.stored = Some(Refcounts::new(
+                file,
+                self.layout,
+                table,
+                offset,
+                Memory::DEFAULT.refcounts,
+            ));
         }
         match &mut self.stored {
             Some(stored) => stored.get(cluster),

@@ -16,7 +16,7 @@ use super::setup::{
 };
 use crate::formats::qcow2::Qcow2Disk;
 use crate::formats::qcow2::check::{CheckReport, Repair, check};
-use crate::formats::qcow2::open::{open_disk, open_layer};
+use crate::formats::qcow2::open::{Memory, open_disk_within, open_layer};
 use crate::host::HostFile;
 use crate::host::record::{Event, Recorder, Recording};
 use crate::stack::Stack;
@@ -95,11 +95,13 @@ fn open(image: &Image, recorder: Option<&Arc<Recorder>>) -> Result<Qcow2Disk, Bl
         })
     };
     let data = image.data.iter().map(|data| host(data, recording(1)));
-    open_disk(
-        host(&image.file, recording(0)),
-        data.collect(),
-        below(image),
-    )
+    // So little that tables have to be written before anybody flushes.
+    let memory = Memory {
+        tables: if recorder.is_some() { 1 } else { 1 << 20 },
+        refcounts: 1,
+    };
+    let file = host(&image.file, recording(0));
+    open_disk_within(memory, file, data.collect(), below(image))
 }
 
 /// Does something to the sectors of one thread of `threads`.
