@@ -85,15 +85,6 @@ impl<'a> Window<'a> {
         }
     }
 
-    /// Copies the window's bytes into `to`, as many as fit.
-    pub fn copy_to(self, mut to: &mut [u8]) {
-        for slice in self.slices() {
-            let (now, rest) = to.split_at_mut(slice.len().min(to.len()));
-            slice.copy_to(now);
-            to = rest;
-        }
-    }
-
     /// Fills the window with zeroes.
     pub fn fill_zero(self) {
         const ZEROES: [u8; 4096] = [0; 4096];
@@ -134,12 +125,6 @@ mod tests {
         assert_eq!(
             second.slices().map(|it| it.len()).collect::<Vec<_>>(),
             [3, 10, 3]
-        );
-        let mut seen = [9; 20];
-        second.copy_to(&mut seen);
-        assert_eq!(
-            seen[..17],
-            [2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 9]
         );
         rest.fill_zero();
         assert!(rest.split_off(100).len() == 7 && rest.is_empty());
