@@ -16,7 +16,6 @@ use edgevmm_devices::virtio::console::{Console, ConsoleConfig, Resizer, Terminal
 use edgevmm_devices::virtio::rng::Rng;
 use edgevmm_devices::virtio::transport::{VirtioPci, VirtioPciConfig, VirtioPciError};
 use kvm_ioctls::Kvm;
-use uuid::Uuid;
 
 use super::disks::{self, Disk, OpenDisk};
 use super::firmware_data::{self, Description};
@@ -73,7 +72,11 @@ pub enum BuildError {
     #[error("Can't put a device on the PCI bus")]
     Virtio(#[from] VirtioPciError),
     /// More devices than slots.
-    #[error("The machine has more devices than the {} free PCI slots", PCI_SLOTS - 1)]
+    #[error(
+        "The machine has more devices than the {} free PCI slots: use fewer disks and network \
+         interfaces",
+        PCI_SLOTS - 1
+    )]
     Slots,
     /// A bus range.
     #[error("The machine's address map is inconsistent")]

@@ -16,6 +16,7 @@ use super::storage::{StorageError, check_aio, open_disk, seed_disk};
 const QUEUES_MAX: u16 = 4;
 
 /// A disk that is open and not a device yet.
+#[derive(Debug)]
 pub struct OpenDisk {
     config: BlockConfig,
     backend: Arc<dyn BlockBackend>,
