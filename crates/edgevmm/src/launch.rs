@@ -10,7 +10,7 @@ use edgevmm_config::{ConsoleOutput, VmConfig};
 use edgevmm_vmm::boot::BootError;
 use edgevmm_vmm::console::ends;
 use edgevmm_vmm::lifecycle::Handle;
-use edgevmm_vmm::machine::BuildError;
+use edgevmm_vmm::machine::{BuildError, NetworkError, StorageError};
 use edgevmm_vmm::service::{Resizer, resize};
 use edgevmm_vmm::{Started, VmmError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -64,12 +64,19 @@ pub fn foreground(mut vm: VmConfig) -> Outcome {
 /// The failure of a VMM.
 pub fn failure(error: VmmError) -> Failure {
     match &error {
-        VmmError::Build(BuildError::Boot(
-            BootError::UnknownKernel(_)
-            | BootError::NoRoom(_)
-            | BootError::CommandLine { .. }
-            | BootError::FirmwareSize { .. },
-        )) => Failure::usage(error),
+        VmmError::Build(
+            BuildError::Boot(
+                BootError::UnknownKernel(_)
+                | BootError::KernelTooLong(_)
+                | BootError::NoRoom(_)
+                | BootError::CommandLine { .. }
+                | BootError::FirmwareSize { .. },
+            )
+            | BuildError::Network(NetworkError::Ipv6 { .. })
+            | BuildError::Storage(StorageError::NoOverlay(_) | StorageError::OverlaySize { .. })
+            | BuildError::Slots
+            | BuildError::Topology(_),
+        ) => Failure::usage(error),
         VmmError::Build(BuildError::Kvm(_)) => {
             Failure::host(error).hint("`edgevmm doctor` checks what this host has and lacks")
         }
@@ -220,10 +227,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wrong_boot_configuration_is_wrong_usage() {
+    fn a_wrong_configuration_is_wrong_usage() {
         let boot = |error| VmmError::Build(BuildError::Boot(error));
         let kernel = || boot(BootError::UnknownKernel("kernel".into()));
         assert_eq!(failure(kernel()), Failure::usage(kernel()));
+        let slots = || VmmError::Build(BuildError::Slots);
+        assert_eq!(failure(slots()), Failure::usage(slots()));
         let missing = || boot(BootError::NoFirmware("bios".into()));
         assert_eq!(failure(missing()), Failure::host(missing()));
     }

@@ -12,7 +12,7 @@ use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::elf::start_info::{
     hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
 };
-use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
+use linux_loader::loader::{self, BzImage, Elf, KernelLoader, KernelLoaderResult};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, ReadVolatile};
 
 use super::{BootError, open_regular};
@@ -263,9 +263,9 @@ impl Kernel {
             .file
             .seek(SeekFrom::Start(0))
             .map_err(|e| self.kernel.error(e))?;
-        L::load(memory, at, &mut self.kernel.file, above).map_err(|source| BootError::LoadKernel {
-            path: self.kernel.path.clone(),
-            source,
+        L::load(memory, at, &mut self.kernel.file, above).map_err(|error| {
+            tracing::debug!(%error, "The kernel can't be loaded");
+            refusal(self.kernel.path.clone(), &error)
         })
     }
 
@@ -320,6 +320,18 @@ impl Kernel {
     }
 }
 
+/// What the loader's error means. It says no more than which step failed.
+fn refusal(path: PathBuf, error: &loader::Error) -> BootError {
+    match error {
+        loader::Error::Elf(loader::elf::Error::ReadKernelImage)
+        | loader::Error::Bzimage(
+            loader::bzimage::Error::Underflow | loader::bzimage::Error::ReadBzImageCompressedKernel,
+        )
+        | loader::Error::MemoryOverflow => BootError::KernelTooLong(path),
+        _ => BootError::UnknownKernel(path),
+    }
+}
+
 /// Tells an ELF file from a bzImage by their magic numbers.
 fn kind(file: &mut File) -> io::Result<Option<Kind>> {
     let mut head = Vec::new();
@@ -353,4 +365,69 @@ fn write_obj<T: vm_memory::ByteValued>(
     memory
         .write_obj(value, GuestAddress(address))
         .map_err(|_| BootError::NoRoom("set of boot parameters"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::io::Write;
+
+    use tempfile::NamedTempFile;
+
+    use super::*;
+
+    fn load(image: &[u8]) -> (PathBuf, BootError) {
+        let mut file = NamedTempFile::new().unwrap();
+        file.write_all(image).unwrap();
+        let tables = KernelTables {
+            memory_map: Vec::new(),
+            rsdp: 0,
+            tables: Vec::new(),
+        };
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
+        let kernel = Kernel::open(file.path(), None, String::new(), tables);
+        let error = kernel.and_then(|mut kernel| kernel.load(&memory));
+        (file.path().to_path_buf(), error.unwrap_err())
+    }
+
+    /// An ELF file of one segment of `len` bytes for 1 MiB.
+    fn elf(len: u64) -> Vec<u8> {
+        let mut image = vec![0; 120];
+        image[..20].copy_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0");
+        let fields: [(usize, u64); 6] = [
+            (24, 0x10_0000),
+            (32, 64),
+            (52, 64 | 56 << 16 | 1 << 32),
+            (64, 1),
+            (88, 0x10_0000),
+            (96, len),
+        ];
+        for (at, value) in fields {
+            image[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        }
+        image
+    }
+
+    #[test]
+    fn a_kernel_that_can_not_be_loaded_is_refused_once_and_by_name() {
+        let mut setup_only = vec![0; 0x400];
+        setup_only[0x202..0x208].copy_from_slice(b"HdrS\x0f\x02");
+        setup_only[0x211] = LOADED_HIGH;
+        let whole = elf(0);
+        for (image, expected) in [
+            (elf(121), "is cut short or does not fit"),
+            (elf(4 << 20), "is cut short or does not fit"),
+            (setup_only, "is cut short or does not fit"),
+            (whole[..30].to_vec(), "is no kernel that can be started"),
+            (whole, "is no kernel that can be started"),
+            (vec![0x7f; 1000], "is no kernel that can be started"),
+        ] {
+            let (path, error) = load(&image);
+            let text = error.to_string();
+            assert!(text.contains(expected), "{text}");
+            assert_eq!(text.matches(path.to_str().unwrap()).count(), 1, "{text}");
+            assert!(std::error::Error::source(&error).is_none());
+        }
+    }
 }

@@ -35,15 +35,13 @@ pub enum BootError {
         .0.display()
     )]
     UnknownKernel(PathBuf),
-    /// The kernel can't be loaded.
-    #[error("Can't load the kernel {}", path.display())]
-    LoadKernel {
-        /// Its path.
-        path: PathBuf,
-        /// What the loader said.
-        #[source]
-        source: linux_loader::loader::Error,
-    },
+    /// The kernel can't be read to its end, or not into guest memory.
+    #[error(
+        "The kernel {} is cut short or does not fit into the guest's memory: check the file, or \
+         give the guest more with --memory",
+        .0.display()
+    )]
+    KernelTooLong(PathBuf),
     /// Things don't fit into guest memory.
     #[error("The {0} does not fit into the guest's memory: give it more with --memory")]
     NoRoom(&'static str),

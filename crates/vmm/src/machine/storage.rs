@@ -20,7 +20,10 @@ const SEED_FILE_MAX: u64 = 1 << 20;
 /// Why a machine's disks can't be had.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
-    /// A disk can't be opened.
+    /// A disk can't be opened; the reason names its image.
+    #[error(transparent)]
+    Image(BlockError),
+    /// A disk can't be opened, for a reason that names no image.
     #[error("Can't use the disk {}", path.display())]
     Disk {
         /// Path of the image.
@@ -94,6 +97,24 @@ pub enum StorageError {
     /// The seed can't be stored.
     #[error("Can't store the cloud-init seed")]
     StoreSeed(#[source] std::io::Error),
+}
+
+impl StorageError {
+    /// The image at `path` can't be used, which is said once.
+    fn disk(path: &Path, source: BlockError) -> StorageError {
+        match source {
+            BlockError::OutOfRange { .. }
+            | BlockError::ReadOnly
+            | BlockError::Unsupported { .. }
+            | BlockError::Io { .. }
+            | BlockError::Cancelled
+            | BlockError::Flush(_) => StorageError::Disk {
+                path: path.to_owned(),
+                source,
+            },
+            named => StorageError::Image(named),
+        }
+    }
 }
 
 /// The files of an image.
@@ -222,10 +243,7 @@ fn with_choices(disk: &DiskConfig, options: DiskOptions) -> DiskOptions {
 
 fn disk_error(disk: &DiskConfig) -> impl Fn(BlockError) -> StorageError {
     let path = disk.path.clone();
-    move |source| StorageError::Disk {
-        path: path.clone(),
-        source,
-    }
+    move |source| StorageError::disk(&path, source)
 }
 
 /// Makes an overlay, and the folders that it is in, which are for nobody else.
@@ -258,10 +276,8 @@ fn grow(path: &Path, disk: &dyn BlockBackend, size: u64) -> Result<(), StorageEr
     if size == now {
         return Ok(());
     }
-    disk.resize(size).map_err(|source| StorageError::Disk {
-        path: path.to_owned(),
-        source,
-    })
+    disk.resize(size)
+        .map_err(|source| StorageError::disk(path, source))
 }
 
 /// Makes the cloud-init seed as a read-only disk in memory.
@@ -299,10 +315,7 @@ pub fn seed_disk(
         read_only: true,
         ..DiskOptions::new(file, name)
     };
-    edgevmm_block::open(options).map_err(|source| StorageError::Disk {
-        path: PathBuf::from(name),
-        source,
-    })
+    edgevmm_block::open(options).map_err(|source| StorageError::disk(Path::new(name), source))
 }
 
 fn read_small(what: &'static str, path: &Path) -> Result<Vec<u8>, StorageError> {
@@ -321,4 +334,36 @@ fn read_small(what: &'static str, path: &Path) -> Result<Vec<u8>, StorageError> 
         return Err(error(std::io::Error::other(message)));
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::machine::with_sources;
+
+    #[test]
+    fn a_refused_image_is_named_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let images: [(&str, Option<&[u8]>); 4] = [
+            ("missing", None),
+            ("empty", Some(&[])),
+            ("damaged", Some(b"QFI\xfb\0\0\0\x09 and no more")),
+            ("short", Some(b"QFI\xfb")),
+        ];
+        for (name, content) in images {
+            let path = folder.path().join(name);
+            if let Some(content) = content {
+                std::fs::write(&path, content).unwrap();
+            }
+            let disk = DiskConfig {
+                format: Some(DiskFormat::Qcow2),
+                ..DiskConfig::new(path.clone())
+            };
+            let error = open_disk(&disk).unwrap_err();
+            let text = with_sources(&error);
+            assert_eq!(text.matches(path.to_str().unwrap()).count(), 1, "{text}");
+        }
+    }
 }
