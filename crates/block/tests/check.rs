@@ -43,7 +43,7 @@ fn check_file(image: &Path, repair: Repair) -> Result<CheckReport, BlockError> {
             .open(image)
             .unwrap();
         match check(file, str(image), repair, &mut |done, all| {
-            assert!(done <= all)
+            assert!(done <= all);
         }) {
             // See `open_free`.
             Err(BlockError::Locked { .. }) => {
@@ -180,7 +180,7 @@ fn damage(bytes: &mut [u8], random: &mut Random) {
         0 => 0,
         1 => old ^ COPIED,
         2 => old ^ (1 << random.below(64)),
-        3 => COPIED | random.below(clusters) * map.header,
+        3 => COPIED | (random.below(clusters) * map.header),
         4 => random.below(clusters) * map.header,
         5 => (clusters + random.below(5)) * map.header,
         _ => old ^ (0x1_0001 << random.below(16)),

@@ -107,7 +107,7 @@ fn hostile_vhd() {
         "subformat=dynamic,force_size=on",
     );
     refused(fixed, "cut off", &|footer| {
-        footer[48..56].copy_from_slice(&[0, 0, 1, 0, 0, 0, 0, 0])
+        footer[48..56].copy_from_slice(&[0, 0, 1, 0, 0, 0, 0, 0]);
     });
     refused(fixed, "size", &|footer| footer[48..56].fill(0xff));
     refused(fixed, "size", &|footer| footer[48..56].fill(0));
@@ -115,7 +115,7 @@ fn hostile_vhd() {
     refused(fixed, "differs from another", &|footer| footer[63] = 4);
     refused(fixed, "version", &|footer| footer[13] = 2);
     refused(dynamic, "too small", &|footer| {
-        footer[48..56].copy_from_slice(&[0, 0, 1, 0, 0, 0, 0, 0])
+        footer[48..56].copy_from_slice(&[0, 0, 1, 0, 0, 0, 0, 0]);
     });
     refused(dynamic, "cut off", &|footer| footer[16..24].fill(0x7f));
     refused(dynamic, "cut off", &|footer| footer[16..24].fill(0xff));
@@ -131,10 +131,10 @@ fn hostile_vhd() {
     header("too small", &|header| header[28..32].fill(0));
     header("blocks of 0", &|header| header[32..36].fill(0));
     header("blocks of 3", &|header| {
-        header[32..36].copy_from_slice(&[0, 0, 0, 3])
+        header[32..36].copy_from_slice(&[0, 0, 0, 3]);
     });
     header("blocks of 2147483648", &|header| {
-        header[32..36].copy_from_slice(&[0x80, 0, 0, 0])
+        header[32..36].copy_from_slice(&[0x80, 0, 0, 0]);
     });
 }
 

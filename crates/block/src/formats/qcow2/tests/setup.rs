@@ -9,20 +9,8 @@ use crate::formats::Backing;
 use crate::formats::qcow2::create::{Compression, CreateOptions, DataFileName, create_in};
 use crate::host::HostFile;
 
-impl Default for Shape {
-    fn default() -> Self {
-        Self {
-            name: "",
-            options: CreateOptions::default(),
-            below: 0,
-            snapshot: false,
-            external: false,
-        }
-    }
-}
-
 /// What an image is like.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Shape {
     pub name: &'static str,
     pub options: CreateOptions,
