@@ -1,9 +1,10 @@
 //! Disks by the names of their files.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::{
-    BackingFile, BlockError, DataFile, DiskOptions, ImageFormat, open_path, vmdk_data_files,
+    BackingFile, BlockError, DataFile, DiskOptions, ImageFormat, info, open_path, vmdk_data_files,
 };
 
 /// The files that a disk is made of, as a user names them; everything else as in [`DiskOptions`].
@@ -43,15 +44,24 @@ impl DiskPaths {
     /// As [`open_path`].
     pub fn open(&self, writable: bool) -> Result<DiskOptions, BlockError> {
         let file = open_path(&self.path, writable)?;
-        let backing = self.backing.iter().map(|path| {
-            Ok(BackingFile {
-                file: open_path(path, false)?,
+        let mut backing: Vec<BackingFile> = Vec::with_capacity(self.backing.len());
+        for path in &self.backing {
+            let above = backing.last().map_or(&file, |above| &above.file);
+            let may_be_vmdk = backing_may_be_vmdk(above)?;
+            let file = open_path(path, false)?;
+            let data_files = if may_be_vmdk {
+                vmdk_data_files(path, &file)?
+            } else {
+                Vec::new()
+            };
+            backing.push(BackingFile {
+                file,
                 format: None,
                 path_hint: hint(path),
-                data_files: Vec::new(),
+                data_files,
                 internal_snapshot: None,
-            })
-        });
+            });
+        }
         let data_files = if self.data_files.is_empty() && self.may_be_vmdk() {
             vmdk_data_files(&self.path, &file)?
         } else {
@@ -67,7 +77,7 @@ impl DiskPaths {
         Ok(DiskOptions {
             format: self.format,
             read_only: !writable,
-            backing: backing.collect::<Result<_, BlockError>>()?,
+            backing,
             data_files,
             internal_snapshot: self.internal_snapshot.clone(),
             ..DiskOptions::new(file, self.hint())
@@ -77,6 +87,18 @@ impl DiskPaths {
     fn may_be_vmdk(&self) -> bool {
         matches!(self.format, None | Some(ImageFormat::Vmdk))
     }
+}
+
+/// Whether the image `above` leaves it open that the one below it is a VMDK. What is below an image
+/// that says otherwise may look like one, as a guest can write on its raw disk what it likes.
+fn backing_may_be_vmdk(above: &File) -> Result<bool, BlockError> {
+    let above = above.try_clone().map_err(|source| BlockError::File {
+        op: "open",
+        path: "image".into(),
+        source,
+    })?;
+    let format = info(above, "image").ok().and_then(|it| it.backing_format);
+    Ok(format.is_none_or(|format| format == ImageFormat::Vmdk.qemu_name()))
 }
 
 fn hint(path: &Path) -> String {
