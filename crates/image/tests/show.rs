@@ -83,6 +83,10 @@ fn images_are_described_as_by_qemu() {
         sample(&raw);
         for source in sources(&dir, &raw) {
             let told = info(&source.paths).unwrap();
+            if source.name == "ova" {
+                assert_eq!((told.format.as_str(), told.virtual_size), ("ova", SIZE));
+                continue;
+            }
             let theirs = qemu_img(&["info", "--output=json", str(&source.paths.path)]);
             let theirs: Value = serde_json::from_str(&theirs).unwrap();
             assert_eq!(theirs["virtual-size"].as_u64(), Some(told.virtual_size));

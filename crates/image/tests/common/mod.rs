@@ -123,10 +123,26 @@ pub fn sources(dir: &Path, raw: &Path) -> Vec<Source> {
             paths: DiskPaths::new(path),
         });
     }
+    sources.push(archive(dir));
     sources.push(chain(dir, raw));
     sources.push(data_file(dir, raw));
     sources.push(internal_snapshot(dir, raw));
     sources
+}
+
+/// An archive with a disk that is there already.
+fn archive(dir: &Path) -> Source {
+    let path = dir.join("machine.ova");
+    fs::write(dir.join("machine.ovf"), "<Envelope/>").unwrap();
+    let files = ["machine.ovf", "stream.vmdk"];
+    run(
+        "tar",
+        &[&["-C", str(dir), "-cf", str(&path)], &files[..]].concat(),
+    );
+    Source {
+        name: "ova",
+        paths: DiskPaths::new(path),
+    }
 }
 
 /// Two overlays on a raw base that is shorter, with the rest of the sample in them.
