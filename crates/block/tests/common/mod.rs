@@ -133,6 +133,11 @@ impl Random {
             Err(_) => std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64,
         };
         println!("SEED={seed}");
+        Self::from(seed)
+    }
+
+    /// One of a seed of its own.
+    pub fn from(seed: u64) -> Self {
         Self(seed | 1)
     }
 
@@ -189,40 +194,91 @@ pub fn write(disk: &dyn BlockBackend, offset: u64, data: &[u8]) -> Result<(), Bl
     disk.write_vectored(&[VolatileSlice::from(&mut data[..])], offset)
 }
 
+/// What [`exercise_more`] may do besides reading, writing, discarding, zeroing and flushing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct More {
+    /// Bytes in a cluster, for compressed ones to be written; 0 for none.
+    pub packed: u64,
+    /// Largest size in bytes that the disk may get; it stays as it is if that is smaller.
+    pub largest: u64,
+}
+
 /// Does `count` random requests and keeps `model`, the bytes expected on the disk, in step.
-pub fn exercise(disk: &dyn BlockBackend, model: &mut [u8], count: u32, random: &mut Random) {
-    let size = disk.size();
-    assert_eq!(size, model.len() as u64);
+pub fn exercise(disk: &dyn BlockBackend, model: &mut Vec<u8>, count: u32, random: &mut Random) {
+    exercise_more(disk, model, count, random, More::default());
+}
+
+/// [`exercise`], and more.
+pub fn exercise_more(
+    disk: &dyn BlockBackend,
+    model: &mut Vec<u8>,
+    count: u32,
+    random: &mut Random,
+    more: More,
+) {
     for step in 0..count {
+        let size = disk.size();
+        assert_eq!(size, model.len() as u64);
         let (offset, len) = random.range(size);
-        let expected = &mut model[offset as usize..(offset + len) as usize];
-        match random.below(12) {
+        let range = offset as usize..(offset + len) as usize;
+        match random.below(14) {
             0 => disk.flush().unwrap(),
             1 => {
                 disk.discard(offset, len).unwrap();
-                expected.copy_from_slice(&read(disk, offset, len));
+                let left = read(disk, offset, len);
+                let sectors = left.chunks(512).zip(model[range.clone()].chunks(512));
+                for (at, (now, before)) in sectors.enumerate() {
+                    assert!(
+                        now == before || now.iter().all(|byte| *byte == 0),
+                        "step {step}: sector {at} of a discard of {offset}+{len} is something else"
+                    );
+                }
+                model[range].copy_from_slice(&left);
             }
             kind @ 2..=3 => {
                 disk.write_zeroes(offset, len, kind == 2).unwrap();
-                expected.fill(0);
+                model[range].fill(0);
             }
             4..=5 => assert!(
-                read(disk, offset, len) == expected,
+                read(disk, offset, len) == model[range],
                 "step {step} at {offset}+{len}"
             ),
+            6 if more.packed > 0 => {
+                let start = offset - offset % more.packed;
+                let end = (start + more.packed).min(size);
+                let data = noise(end - start, random);
+                disk.write_compressed(start, &data).unwrap();
+                model[start as usize..end as usize].copy_from_slice(&data);
+            }
+            7 if size < more.largest && random.below(6) == 0 => {
+                let new = size + (1 + random.below((more.largest - size) / 512)) * 512;
+                disk.resize(new).unwrap();
+                model.resize(new as usize, 0);
+            }
             _ => {
-                for chunk in expected.chunks_mut(8) {
-                    let value = random.below(u64::MAX).to_le_bytes();
-                    chunk.copy_from_slice(&value[..chunk.len()]);
-                }
-                let mut data = expected.to_vec();
+                let mut data = noise(len, random);
+                model[range].copy_from_slice(&data);
                 disk.write_vectored(&pieces(&mut data, random), offset)
                     .unwrap();
             }
         }
     }
     assert!(
-        read(disk, 0, size) == model,
+        read(disk, 0, disk.size()) == *model,
         "the disk differs from the model at the end"
     );
+}
+
+/// Data of that many bytes, more or less compressible.
+pub fn noise(len: u64, random: &mut Random) -> Vec<u8> {
+    let mut data = vec![0; len as usize];
+    let repeat = 1 + random.below(64);
+    let mut value = 0;
+    for (at, chunk) in data.chunks_mut(8).enumerate() {
+        if (at as u64).is_multiple_of(repeat) {
+            value = random.below(u64::MAX);
+        }
+        chunk.copy_from_slice(&value.to_le_bytes()[..chunk.len()]);
+    }
+    data
 }
