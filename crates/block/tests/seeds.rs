@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 8] = [
+const TARGETS: [(&str, Target); 9] = [
     ("vmdk", images::vmdk),
     ("ova", images::ova),
     ("vhd", images::vhd),
@@ -27,6 +27,7 @@ const TARGETS: [(&str, Target); 8] = [
     ("probe", images::probe),
     ("qcow2", images::qcow2),
     ("qcow2_write", images::qcow2_write),
+    ("qcow2_check", images::qcow2_check),
 ];
 
 fn seeds(target: &str) -> PathBuf {
@@ -169,6 +170,7 @@ fn make_seeds() {
         }
         if target == "qcow2" {
             write("qcow2_write", name, &seed);
+            write("qcow2_check", name, &seed);
         }
         write("probe", target, &seed[..seed.len().min(600)]);
     }
@@ -183,6 +185,17 @@ fn make_seeds() {
         run("qemu-img", &["snapshot", "-c", "a snapshot", str(&image)]);
         write("qcow2", kind, &pack(&image, &requests));
         write("qcow2_write", kind, &pack(&image, &requests));
+        write("qcow2_check", kind, &pack(&image, &requests));
+    }
+    // The name of the data file is a part of the image, so it must not be a path.
+    let (image, data) = (path("external"), path("data"));
+    let make = "qemu-img create -q -f qcow2 -o data_file=data,data_file_raw=on external 5m && \
+                qemu-io -c 'write -P 1 0 1k' -c 'write -P 2 3m 512' external";
+    run("sh", &["-c", &format!("cd {} && {make}", str(dir.path()))]);
+    let files = [image, data].map(|path| std::fs::read(path).unwrap());
+    for target in ["qcow2", "qcow2_write"] {
+        let seed = images::packed::pack(&files, false, &requests);
+        write(target, "external", &seed);
     }
     let stream = path("disk.vmdk");
     let options = ["convert", "-O", "vmdk", "-o", "subformat=streamOptimized"];

@@ -8,5 +8,5 @@ mod qcow2;
 mod read;
 mod seal;
 
-pub use qcow2::{qcow2, qcow2_write};
+pub use qcow2::{qcow2, qcow2_check, qcow2_write};
 pub use read::{ova, probe, vdi, vhd, vhdx, vmdk};

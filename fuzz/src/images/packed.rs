@@ -11,6 +11,8 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 /// Most bytes of an input.
 pub const INPUT_MAX: usize = 64 << 10;
 
+/// Bits of a file's length that count: with 256 MiB a check of all of it is quick.
+const LEN: u32 = (1 << 28) - 1;
 const FILES: u8 = 3;
 const SEAL: u8 = 0x80;
 const REQUESTS: u8 = 0xc0;
@@ -38,7 +40,8 @@ pub fn unpack(input: &[u8]) -> Option<Unpacked> {
         let (len, after) = rest.split_first_chunk()?;
         rest = after;
         let file = File::from(memfd_create(c"image", MFdFlags::MFD_CLOEXEC).ok()?);
-        file.set_len(u32::from_le_bytes(*len).into()).ok()?;
+        let len = u32::from_le_bytes(*len) & LEN;
+        file.set_len(len.into()).ok()?;
         files.push(file);
     }
     let mut requests = Vec::new();
@@ -66,7 +69,7 @@ pub fn unpack(input: &[u8]) -> Option<Unpacked> {
     })
 }
 
-/// Packs files of less than 4 GiB, to make a seed.
+/// Packs files of less than 256 MiB, to make a seed.
 #[allow(dead_code, reason = "only what makes seeds packs")]
 pub fn pack(files: &[Vec<u8>], seal: bool, requests: &[u8]) -> Vec<u8> {
     /// Zeroes that are cheaper left out.

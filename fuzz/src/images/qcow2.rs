@@ -1,6 +1,9 @@
 //! qcow2 images, read and written.
 
-use edgevmm_block::{BlockBackend, DiskOptions, ImageFormat, VolatileSlice, open};
+use std::fs::File;
+
+use edgevmm_block::qcow2::{Repair, check, describe};
+use edgevmm_block::{BlockBackend, DataFile, DiskOptions, ImageFormat, VolatileSlice, open};
 
 use super::packed::unpack;
 use super::read::{check_message, explore, read};
@@ -20,12 +23,19 @@ pub fn qcow2_write(input: &[u8]) {
     let Some(image) = unpack(input) else { return };
     let mut requests = image.requests.chunks_exact(8).take(REQUESTS_MAX);
     for _ in 0..2 {
-        let Ok(file) = image.files[0].try_clone() else {
+        let Some((first, others)) = again(&image.files) else {
             return;
         };
         let options = DiskOptions {
             format: Some(ImageFormat::Qcow2),
-            ..DiskOptions::new(file, "image")
+            data_files: others
+                .into_iter()
+                .map(|file| DataFile {
+                    file,
+                    path_hint: "data".into(),
+                })
+                .collect(),
+            ..DiskOptions::new(first, "image")
         };
         let disk = match open(options) {
             Ok(disk) => disk,
@@ -40,6 +50,44 @@ pub fn qcow2_write(input: &[u8]) {
         explore(&*disk, &[]);
         let _ = disk.flush();
     }
+}
+
+/// Checks and repairs a qcow2 image; what is said to be clean then is clean.
+pub fn qcow2_check(input: &[u8]) {
+    let Some(image) = unpack(input) else { return };
+    let run = |repair| {
+        let (file, _) = again(&image.files)?;
+        match check(file, "image", repair, &mut |_, _| ()) {
+            Ok(report) => Some(report),
+            Err(err) => {
+                check_message(&err);
+                None
+            }
+        }
+    };
+    if let Some((file, _)) = again(&image.files) {
+        let _ = describe(file, "image");
+    }
+    let Some(found) = run(Repair::No) else { return };
+    for message in &found.messages {
+        assert!(!message.contains(char::is_control), "{message:?}");
+    }
+    assert_eq!(
+        Some(&found),
+        run(Repair::No).as_ref(),
+        "a check changes something"
+    );
+    if let Some(mended) = run(Repair::All)
+        && let Some(left) = run(Repair::No)
+    {
+        assert_eq!(mended.is_clean(), left.is_clean(), "{mended:?} {left:?}");
+    }
+}
+
+/// The files once more: the first, and the others.
+fn again(files: &[File]) -> Option<(File, Vec<File>)> {
+    let mut files = files.iter().map(|file| file.try_clone().ok());
+    Some((files.next()??, files.collect::<Option<_>>()?))
 }
 
 /// Does one request; returns whether more shall be done before the image is opened anew.
