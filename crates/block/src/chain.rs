@@ -34,8 +34,12 @@ impl Link {
 }
 
 /// Locks and opens everything below `top`, and checks that overlays are over what they were made
-/// over.
-pub fn open_below(top: Link, given: Vec<BackingFile>, direct: bool) -> Result<Stack, BlockError> {
+/// over. Returns also what `top` should record of that anew, if it is going to be written.
+pub fn open_below(
+    top: Link,
+    given: Vec<BackingFile>,
+    direct: bool,
+) -> Result<(Stack, Option<Extension>), BlockError> {
     let mut links = vec![top];
     let mut layers = Vec::with_capacity(given.len());
     for file in given {
@@ -53,6 +57,7 @@ pub fn open_below(top: Link, given: Vec<BackingFile>, direct: bool) -> Result<St
             wanted: wanted.name.clone(),
         });
     }
+    let mut renewed = None;
     for (at, link) in links
         .iter()
         .enumerate()
@@ -60,9 +65,12 @@ pub fn open_below(top: Link, given: Vec<BackingFile>, direct: bool) -> Result<St
     {
         let below = links.iter().skip(at + 1).flat_map(|link| &link.files);
         let below: Vec<_> = below.map(|file| &**file).collect();
-        overlay::verify_files(link.name(), &link.extensions, &below)?;
+        let extension = overlay::verify_files(link.name(), &link.extensions, &below)?;
+        if at == 0 {
+            renewed = extension;
+        }
     }
-    Ok(Stack::new(layers))
+    Ok((Stack::new(layers), renewed))
 }
 
 /// What stands for everything below `top` where that is left out.

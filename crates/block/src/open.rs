@@ -13,7 +13,7 @@ use crate::formats::{open_layer, qcow2};
 use crate::host::{HostFile, check_kind, lock};
 use crate::read_only::ReadOnlyDisk;
 use crate::stack::Stack;
-use crate::{BlockBackend, BlockError, ImageFormat, snapshot};
+use crate::{BlockBackend, BlockError, ImageFormat, overlay, snapshot};
 
 /// One file below an image, always used read-only.
 #[derive(Debug)]
@@ -146,7 +146,7 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn BlockBackend>, BlockError> {
     let below = if alone {
         left_out_below(&link)
     } else {
-        open_below(link, backing, direct)?
+        open_below(link, backing, direct)?.0
     };
     let mut layers = vec![top.layer];
     layers.extend(below.layers().iter().cloned());
@@ -183,7 +183,11 @@ fn open_writable(
     let below = if alone {
         left_out_below(&link)
     } else {
-        open_below(link, backing, direct)?
+        let (below, renewed) = open_below(link, backing, direct)?;
+        if let Some(extension) = renewed {
+            overlay::renew(&file, extension);
+        }
+        below
     };
     Ok(Arc::new(qcow2::open_disk(file, data_files, below)?))
 }

@@ -134,17 +134,18 @@ pub fn verify(
     base: &DiskOptions,
 ) -> Result<(), BlockError> {
     let files = files_of(base)?;
-    verify_files(path_hint, extensions, &files.iter().collect::<Vec<_>>())
+    verify_files(path_hint, extensions, &files.iter().collect::<Vec<_>>()).map(drop)
 }
 
-/// As [`verify`], for files in the order of the chain, each followed by its data files.
+/// As [`verify`], for files in the order of the chain, each followed by its data files. Returns the
+/// extension with which the next look at the same files costs less, if there is one.
 pub fn verify_files(
     path_hint: &str,
     extensions: &[Extension],
     files: &[&HostFile],
-) -> Result<(), BlockError> {
+) -> Result<Option<Extension>, BlockError> {
     let Some(record) = Record::find(extensions) else {
-        return Ok(());
+        return Ok(None);
     };
     let record = record.map_err(|reason| BlockError::BadImage {
         path: path_hint.to_owned(),
@@ -161,7 +162,8 @@ pub fn verify_files(
         how,
     };
     match record.base.verify(files).map_err(unreadable(files))? {
-        Verdict::Same | Verdict::SameContent(_) => Ok(()),
+        Verdict::Same => Ok(None),
+        Verdict::SameContent(base) => Ok(Some(Record { base, ..record }.to_extension())),
         Verdict::Changed => Err(changed(
             "it has another content now; put the old one back, or make a new overlay",
         )),
@@ -169,6 +171,32 @@ pub fn verify_files(
             "it was written or replaced, and is too large to tell whether its content is still \
              the same; if you know that it is, record it anew by `edgevmm image rebase --unsafe`",
         )),
+    }
+}
+
+/// Records anew in an overlay that is about to be written what its base is like: `extension`, which
+/// [`verify_files`] returned.
+pub fn renew(overlay: &HostFile, extension: Extension) {
+    let file = overlay
+        .file()
+        .try_clone()
+        .map_err(|source| BlockError::File {
+            op: "open",
+            path: overlay.name().to_owned(),
+            source,
+        });
+    let renewed = file.and_then(|file| {
+        qcow2::edit_header(file, overlay.name(), |header| {
+            set(&mut header.extensions, Some(extension));
+        })
+    });
+    if let Err(error) = renewed {
+        // It only costs another look at the base.
+        tracing::debug!(
+            overlay = overlay.name(),
+            ?error,
+            "The base is not recorded anew"
+        );
     }
 }
 

@@ -185,7 +185,14 @@ fn a_base_that_changed_is_refused() {
         expect_accepted(&top, &base);
         let copy = dir.join("copy");
         fs::copy(&base, &copy).unwrap();
+        let before = fs::read(&top).unwrap();
         expect_accepted(&top, &copy);
+        // Which is noted, so that the next time nothing has to be read.
+        let noted = fs::read(&top).unwrap();
+        assert!(noted != before);
+        expect_accepted(&top, &copy);
+        assert!(fs::read(&top).unwrap() == noted);
+        expect_accepted(&top, &base);
 
         // A small write into data that is there already.
         qemu_io(&copy, "qcow2", &["write -q -P 0x66 700k 512"]);
