@@ -326,7 +326,9 @@ Examples:
   An overlay and its base as one image:
     edgevmm image convert web.qcow2,backing=debian-12.qcow2 web-whole.qcow2
   The bytes of the disk:
-    edgevmm image convert --to raw debian-12.qcow2 debian-12.raw";
+    edgevmm image convert --to raw debian-12.qcow2 debian-12.raw
+  The same on a block device, in place of what is there:
+    edgevmm image convert --to raw --force debian-12.qcow2 /dev/vg0/debian";
 
 const CHECK_EXAMPLES: &str = "\
 Examples:

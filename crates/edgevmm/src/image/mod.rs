@@ -20,7 +20,7 @@ use args::{
     NewCompression, NewFormat, OneImage, OverlayArgs, RebaseArgs, RepairArg, ResizeArgs, Verb,
 };
 use report::{bytes, print_json};
-use work::watched;
+use work::{shown, watched};
 
 /// Does what a verb says.
 ///
@@ -170,8 +170,7 @@ fn check(args: &CheckArgs) -> Outcome {
         Some(RepairArg::All) => Repair::All,
     };
     let paths = disk_paths(&args.image.image);
-    // Nothing unfinished is left by a check, so signals end it at once.
-    let checked = edgevmm_image::check(&paths, repair, &Job::unattended()).map_err(failure)?;
+    let checked = shown("Checking", |job| edgevmm_image::check(&paths, repair, job))?;
     if args.image.json.json {
         print_json(&checked)?;
     } else {

@@ -28,14 +28,35 @@ pub fn watched<T>(
     work: impl FnOnce(&Job<'_>) -> Result<T, ImageError>,
 ) -> Result<T, Failure> {
     let signals = Signals::catch().context("Can't wait for signals")?;
-    let bar = Bar::new(what);
-    let progress = |done, total| bar.show(done, total);
-    let result = work(&Job::new(&progress, &signals.0.cancelled));
-    bar.clear();
+    let result = with_bar(what, &signals.0.cancelled, work);
     result.map_err(|error| match (&error, signals.received()) {
         (ImageError::Cancelled { .. }, Some(signal)) => Failure::signal(error, signal as i32),
         _ => super::failure(error),
     })
+}
+
+/// Has long work done that leaves nothing unfinished, so that signals end it at once.
+///
+/// # Errors
+///
+/// That of the work.
+pub fn shown<T>(
+    what: &'static str,
+    work: impl FnOnce(&Job<'_>) -> Result<T, ImageError>,
+) -> Result<T, Failure> {
+    with_bar(what, &AtomicBool::new(false), work).map_err(super::failure)
+}
+
+fn with_bar<T>(
+    what: &'static str,
+    cancelled: &AtomicBool,
+    work: impl FnOnce(&Job<'_>) -> Result<T, ImageError>,
+) -> Result<T, ImageError> {
+    let bar = Bar::new(what);
+    let progress = |done, total| bar.show(done, total);
+    let result = work(&Job::new(&progress, cancelled));
+    bar.clear();
+    result
 }
 
 /// A bar, if there is a terminal for it and the work takes its time.

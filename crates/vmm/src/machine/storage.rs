@@ -33,7 +33,10 @@ pub enum StorageError {
         source: BlockError,
     },
     /// An overlay can't be made.
-    #[error("Can't make the overlay {}", path.display())]
+    #[error(
+        "Can't make the overlay {} for what the guest writes (overlay=FILE chooses another place, \
+         `ro` or `snapshot` needs none)", path.display()
+    )]
     MakeOverlay {
         /// Path of the overlay.
         path: PathBuf,
