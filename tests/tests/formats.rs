@@ -328,3 +328,46 @@ fn a_full_filesystem_leaves_everything_right() -> Result<()> {
         Ok(())
     })
 }
+
+/// A block device is converted to, booted from, and the base of an overlay.
+#[test]
+fn block_devices_are_images_too() -> Result<()> {
+    let images = image(Image::Mini)?;
+    as_root(|host| {
+        host.copy(&images.mini_qcow2(), "mini.qcow2")?;
+        let make = "modprobe loop || true; head -c 80M /dev/urandom > store; \
+                    losetup --find --show store";
+        let device = host.ok(&Command::script(make))?;
+        let boot = || -> Result<()> {
+            let convert = ["image", "convert", "--to", "raw", "mini.qcow2", &device];
+            let refused = host.run(&host.edgevmm(convert))?;
+            ensure!(
+                refused.code == 2 && refused.stderr.contains("--force"),
+                "{refused:?}"
+            );
+            host.ok(&host.edgevmm(convert).args(["--force"]))?;
+            let same =
+                "qemu-img convert -O raw mini.qcow2 mini.raw; cmp -n 67108864 mini.raw store";
+            host.ok(&Command::script(same))?;
+
+            let before = host.sha256("store")?;
+            let overlay = format!("{device},overlay=over.qcow2");
+            let mut guest = start(host, &["--disk", &overlay])?;
+            guest.expect_mini()?;
+            power_off(guest)?;
+            ensure!(host.sha256("store")? == before, "The device was written");
+            let mut guest = start(host, &[&device])?;
+            ensure!(
+                guest.expect_mini()?.contains("boots=1 "),
+                "The device was written"
+            );
+            power_off(guest)?;
+            let refused = host.run(&host.edgevmm(["run", "--disk", &overlay]))?;
+            ensure!(refused.stderr.contains("another content"), "{refused:?}");
+            Ok(())
+        };
+        let done = boot();
+        host.ok(&Command::new("losetup").args(["--detach", &device]))?;
+        done
+    })
+}
