@@ -115,18 +115,9 @@ pub enum BlockError {
         /// Its format.
         format: ImageFormat,
     },
-    /// A qcow2 image breaks its format's rules or uses a feature that is not supported.
-    #[error("Cannot use qcow2 image {path:?}: {reason}")]
-    BadImage {
-        /// The image as the user named it.
-        path: String,
-        /// What is wrong and, where there is a remedy, what to do.
-        reason: String,
-    },
-    /// An image of another hypervisor breaks its format's rules or uses a feature that is not
-    /// supported.
+    /// An image breaks its format's rules or uses a feature that is not supported.
     #[error("Cannot use {format} image {path:?}: {reason}")]
-    Unusable {
+    BadImage {
         /// Its format.
         format: ImageFormat,
         /// The image as the user named it.

@@ -15,7 +15,8 @@ use crate::formats::Backing;
 use crate::host::HostFile;
 use crate::qcow2::{self, CreateOptions, Extension};
 use crate::{
-    BackingFile, BlockError, DataFile, DiskOptions, DiskPaths, NewFile, SECTOR_SIZE, open, probe,
+    BackingFile, BlockError, DataFile, DiskOptions, DiskPaths, ImageFormat, NewFile, SECTOR_SIZE,
+    open, probe,
 };
 
 /// The extension's type: "evov".
@@ -64,6 +65,7 @@ impl Record {
 pub fn create(new: NewFile, base: &DiskPaths, size: Option<u64>) -> Result<(), BlockError> {
     let name = new.path().display().to_string();
     let bad = |reason: String| BlockError::BadImage {
+        format: ImageFormat::Qcow2,
         path: name.clone(),
         reason,
     };
@@ -148,6 +150,7 @@ pub fn verify_files(
         return Ok(None);
     };
     let record = record.map_err(|reason| BlockError::BadImage {
+        format: ImageFormat::Qcow2,
         path: path_hint.to_owned(),
         reason,
     })?;
@@ -290,6 +293,7 @@ fn name_from(overlay: &Path, base: &Path) -> Result<String, BlockError> {
     let base = absolute(base)?;
     let name = base.strip_prefix(&dir).unwrap_or(&base);
     let text = name.to_str().ok_or_else(|| BlockError::BadImage {
+        format: ImageFormat::Qcow2,
         path: overlay.display().to_string(),
         reason: format!("the name of its base {base:?} is not UTF-8; rename it"),
     })?;

@@ -131,7 +131,7 @@ fn is_damage(error: &BlockError) -> bool {
     use ErrorKind::{InvalidData, UnexpectedEof};
     match error {
         BlockError::Io { source, .. } => matches!(source.kind(), InvalidData | UnexpectedEof),
-        BlockError::BadImage { .. } | BlockError::Unusable { .. } => true,
+        BlockError::BadImage { .. } => true,
         _ => false,
     }
 }

@@ -29,7 +29,7 @@ pub fn refusal(format: ImageFormat, path: &str) -> impl Fn(io::Error) -> BlockEr
             | io::ErrorKind::Unsupported
                 if ours =>
             {
-                BlockError::Unusable {
+                BlockError::BadImage {
                     format,
                     path,
                     reason: source.to_string(),

@@ -7,9 +7,9 @@ use super::flush::HEAD_LEN;
 use super::layout::{
     CLUSTER_BITS, Layout, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MIN_EXTENDED_CLUSTER_BITS,
 };
-use crate::BlockError;
 use crate::formats::Backing;
 use crate::host::HostFile;
+use crate::{BlockError, ImageFormat};
 
 pub const MAGIC: &[u8; 4] = b"QFI\xfb";
 const V2_LEN: usize = 72;
@@ -557,6 +557,7 @@ fn push_extension(out: &mut Vec<u8>, magic: u32, data: &[u8]) {
 /// The error for an image that cannot be used.
 pub fn bad_image(file: &HostFile, reason: impl Into<String>) -> BlockError {
     BlockError::BadImage {
+        format: ImageFormat::Qcow2,
         path: file.name().to_owned(),
         reason: reason.into(),
     }

@@ -24,7 +24,7 @@ use crate::{BlockError, ImageFormat};
 ///
 /// [`BlockError::DataFileNotGiven`] for a file that only the user may name;
 /// [`BlockError::Missing`], [`BlockError::NotADisk`] and others for one that can't be opened;
-/// [`BlockError::Unusable`] for a descriptor that is refused.
+/// [`BlockError::BadImage`] for a descriptor that is refused.
 pub fn vmdk_data_files(path: &Path, descriptor: &File) -> Result<Vec<DataFile>, BlockError> {
     let name = path.display().to_string();
     let failed = |source| BlockError::File {
