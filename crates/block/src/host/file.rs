@@ -177,6 +177,13 @@ impl HostFile {
         }
     }
 
+    /// Fails if tests want it to.
+    #[cfg(test)]
+    pub(super) fn check_fault(&self) -> io::Result<()> {
+        let recording = self.recording.as_ref();
+        recording.map_or(Ok(()), super::record::Recording::check)
+    }
+
     /// Has something noted that was done, for tests.
     #[cfg(test)]
     pub(super) fn note(&self, event: Event) -> usize {
@@ -279,6 +286,8 @@ impl HostFile {
             return Ok(());
         }
         let (offset, len) = (to_off(offset)?, to_off(len)?);
+        #[cfg(test)]
+        self.check_fault()?;
         retry(|| {
             // SAFETY: fallocate touches no memory of this process.
             unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, len) as isize }

@@ -25,6 +25,8 @@ impl HostFile {
         iovecs: impl Iterator<Item = iovec> + Clone,
         offset: u64,
     ) -> io::Result<()> {
+        #[cfg(test)]
+        self.check_fault()?;
         if !self.align().fits(iovecs.clone(), offset) {
             // SAFETY: the caller vouches for the memory.
             return unsafe { self.read_unaligned(iovecs, offset) };
@@ -57,6 +59,8 @@ impl HostFile {
         iovecs: impl Iterator<Item = iovec> + Clone,
         offset: u64,
     ) -> io::Result<()> {
+        #[cfg(test)]
+        self.check_fault()?;
         if !self.align().fits(iovecs.clone(), offset) {
             // SAFETY: the caller vouches for the memory.
             return unsafe { self.write_unaligned(iovecs, offset) };

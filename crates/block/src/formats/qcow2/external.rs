@@ -10,12 +10,12 @@ use super::image::{Image, Meta};
 impl Image {
     /// Gives the space of clusters back that the disk does not have any more, unless it has them
     /// again: each has but one place in the data file.
-    pub(super) fn give_back_external(&self, run: &Run) -> io::Result<()> {
+    pub(super) fn give_back_external(&self, run: &Run) -> Result<(), (u64, io::Error)> {
         let mut cluster = run.clusters.start;
         while run.punch && cluster < run.clusters.end {
             let meta = self.lock();
             let (key, first) = meta.tables.position(cluster);
-            let (mut meta, slot) = self.slice(meta, key)?;
+            let (mut meta, slot) = self.slice(meta, key).map_err(|error| (cluster, error))?;
             let left = self.layout.slice_entries() - first as u64;
             let end = run.clusters.end.min(cluster + left);
             let unused = |meta: &Meta, cluster: u64, at: usize| match slot {
@@ -39,8 +39,9 @@ impl Image {
             let bits = self.layout.cluster_bits;
             // Not being able to only costs space of the host.
             let _ = self.data.discard(gone.start << bits, count << bits);
-            self.lock().not_busy(&gone);
-            self.happened.notify_all();
+            let mut meta = self.lock();
+            meta.not_busy(&gone);
+            self.tell(meta);
             cluster = gone.end;
         }
         Ok(())

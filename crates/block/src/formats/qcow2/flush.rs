@@ -22,7 +22,7 @@ use libc::iovec;
 use super::damage::{damage, damage_of};
 use super::freed::{Kind, Run};
 use super::header::CORRUPT;
-use super::image::{Guard, Image, Meta};
+use super::image::{Image, Meta};
 use super::{refcounts, tables};
 use crate::host::HostFile;
 
@@ -61,6 +61,17 @@ struct Batch {
     head_second: Option<[u8; HEAD_LEN]>,
     head_third: Option<[u8; HEAD_LEN]>,
     cluster: Vec<u8>,
+}
+
+/// What references a cluster has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    /// The one that was to be taken.
+    Last,
+    /// Some others, or none.
+    Others,
+    /// As many as before.
+    Untouched,
 }
 
 /// What a flush has taken from the image's state, to be put back if it fails.
@@ -141,7 +152,6 @@ impl Image {
         } else {
             meta.freed.put_back(taken.freed);
         }
-        self.happened.notify_all();
         drop(meta);
         done?;
         self.give_back();
@@ -223,73 +233,104 @@ impl Image {
         if self.durable { file.sync() } else { Ok(()) }
     }
 
-    /// Frees clusters that neither the file nor any request refers to any more.
-    ///
-    /// What fails here only wastes space. The caller is the only flusher.
+    /// Frees clusters that neither the file nor any request refers to any more. What fails is left
+    /// to the next time. The caller is the only flusher.
     fn give_back(&self) {
         let mut meta = self.lock();
         let mut runs = meta.freed.ripe(&self.in_flight);
         drop(meta);
         runs.sort_unstable_by_key(|run| run.clusters.start);
         for run in runs {
-            if let Err(error) = self.give_back_run(&run) {
-                tracing::warn!(%error, ?run, "Space of a disk image is lost until it is repaired");
+            let done = match run.kind {
+                Kind::External => self.give_back_external(&run),
+                Kind::Data | Kind::Table => self.give_back_run(&run),
+            };
+            if let Err((next, error)) = done {
+                tracing::debug!(%error, ?run, "Clusters could not be freed yet");
+                let clusters = next..run.clusters.end;
+                self.lock().freed.push(Run { clusters, ..run });
             }
         }
     }
 
-    fn give_back_run(&self, run: &Run) -> io::Result<()> {
-        if run.kind == Kind::External {
-            return self.give_back_external(run);
-        }
+    /// [`Self::give_back`] of one run. If it fails, it does so at the cluster that is returned.
+    fn give_back_run(&self, run: &Run) -> Result<(), (u64, io::Error)> {
         let mut start = run.clusters.start;
         while start < run.clusters.end {
-            let last = self.drop_references(start..run.clusters.end)?;
-            if last.is_empty() {
-                return Ok(());
-            }
-            if run.punch {
-                // Not being able to only costs space of the host.
-                let _ = self.punch(&last);
-            }
-            let bytes = (last.end - last.start) << self.layout.cluster_bits;
-            self.unpacked
-                .forget(last.start << self.layout.cluster_bits, bytes);
-            let mut meta = self.lock();
-            let space = meta.space()?;
-            for cluster in last.clone() {
-                if run.kind == Kind::Table {
-                    space.places.remove(cluster);
+            let (last, next, done) = self.drop_references(start..run.clusters.end);
+            if !last.is_empty() {
+                if run.punch {
+                    // Not being able to only costs space of the host.
+                    let _ = self.punch(&last);
                 }
-                space.free(cluster)?;
+                let bits = self.layout.cluster_bits;
+                self.unpacked
+                    .forget(last.start << bits, (last.end - last.start) << bits);
+                self.free(last, run.kind)?;
             }
-            start = last.end;
+            done.map_err(|error| (next, error))?;
+            start = next;
         }
         Ok(())
     }
 
-    /// Takes one reference from each of these clusters, up to and without the first run of those
-    /// that have just one, which are returned. They can't be used by anybody.
-    fn drop_references(&self, clusters: Range<u64>) -> io::Result<Range<u64>> {
-        let mut meta: Guard<'_> = self.lock();
-        let mut last = clusters.end..clusters.end;
+    /// Frees clusters that have one reference.
+    fn free(&self, clusters: Range<u64>, kind: Kind) -> Result<(), (u64, io::Error)> {
+        let mut meta = self.lock();
         for cluster in clusters {
-            match meta.space()?.refcounts.get(cluster)? {
-                1 => {
-                    last.start = last.start.min(cluster);
-                    last.end = cluster + 1;
-                    let packing = meta.packing.map(|at| self.layout.cluster_of(at));
-                    if packing == Some(cluster) {
-                        meta.packing = None;
-                    }
+            let freed = meta.space().and_then(|space| {
+                space.free(cluster)?;
+                if kind == Kind::Table {
+                    space.places.remove(cluster);
                 }
-                _ if last.start < cluster && last.end == cluster => return Ok(last),
-                // A damaged image; there is nothing to take.
-                0 => {}
-                more => meta.space()?.refcounts.set(cluster, more - 1)?,
+                Ok(())
+            });
+            freed.map_err(|error| (cluster, error))?;
+        }
+        Ok(())
+    }
+
+    /// Takes one reference from each of these clusters, up to the end of the first run of those
+    /// that have just one. Those keep it, and are returned, with the cluster after the last one
+    /// that was dealt with, and why it is the last. They can't be used by anybody.
+    fn drop_references(&self, clusters: Range<u64>) -> (Range<u64>, u64, io::Result<()>) {
+        let mut meta = self.lock();
+        let mut last = clusters.end..clusters.end;
+        for cluster in clusters.clone() {
+            let ends = last.end == cluster && !last.is_empty();
+            match self.drop_reference(&mut meta, cluster, ends) {
+                Ok(Left::Last) => last = last.start.min(cluster)..cluster + 1,
+                Ok(Left::Others) => {}
+                Ok(Left::Untouched) => return (last, cluster, Ok(())),
+                Err(error) => return (last, cluster, Err(error)),
             }
         }
-        Ok(last)
+        (last, clusters.end, Ok(()))
+    }
+
+    /// Takes one reference from a cluster, unless it is the last one, or `not_if_others`.
+    fn drop_reference(
+        &self,
+        meta: &mut Meta,
+        cluster: u64,
+        not_if_others: bool,
+    ) -> io::Result<Left> {
+        let refcounts = &mut meta.space()?.refcounts;
+        match refcounts.get(cluster)? {
+            1 => {
+                // Nothing more is put there.
+                let packing = meta.packing.map(|at| self.layout.cluster_of(at));
+                if packing == Some(cluster) {
+                    meta.packing = None;
+                }
+                return Ok(Left::Last);
+            }
+            _ if not_if_others => return Ok(Left::Untouched),
+            // A damaged image; there is nothing to take.
+            0 => {}
+            more => refcounts.set(cluster, more - 1)?,
+        }
+        Ok(Left::Others)
     }
 
     fn punch(&self, clusters: &Range<u64>) -> io::Result<()> {

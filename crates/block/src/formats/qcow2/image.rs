@@ -32,7 +32,7 @@ pub struct Image {
     pub(super) raw_external: bool,
     pub(super) size: AtomicU64,
     pub(super) meta: Mutex<Meta>,
-    /// Something happened that a holder of `meta` may wait for.
+    /// Something happened that somebody waits for.
     pub(super) happened: Condvar,
     pub(super) in_flight: Arc<InFlight>,
     pub(super) unpacked: Unpacked,
@@ -65,6 +65,8 @@ pub struct Meta {
     /// Clusters of the disk that are being moved to new places. Whoever wants to change where they
     /// are waits.
     pub busy: Vec<Range<u64>>,
+    /// How many wait for something to happen.
+    pub waiting: usize,
     /// Clusters of the file that will be free.
     pub freed: Freed,
     /// Size of the disk in bytes that the header is to tell.
@@ -108,10 +110,23 @@ impl Image {
     }
 
     /// Waits until something has happened.
-    pub(super) fn wait<'a>(&'a self, meta: Guard<'a>) -> Guard<'a> {
-        self.happened
+    pub(super) fn wait<'a>(&'a self, mut meta: Guard<'a>) -> Guard<'a> {
+        meta.waiting += 1;
+        let mut meta = self
+            .happened
             .wait(meta)
-            .unwrap_or_else(PoisonError::into_inner)
+            .unwrap_or_else(PoisonError::into_inner);
+        meta.waiting -= 1;
+        meta
+    }
+
+    /// Unlocks the metadata and tells whoever waits that something has happened.
+    pub(super) fn tell(&self, meta: Guard<'_>) {
+        let waiting = meta.waiting > 0;
+        drop(meta);
+        if waiting {
+            self.happened.notify_all();
+        }
     }
 
     /// Size of the disk in bytes.
@@ -166,7 +181,9 @@ impl Image {
             Ok(()) => meta.tables.cache().fill(slot, data),
             Err(_) => meta.tables.cache().give_up(slot, data),
         }
-        self.happened.notify_all();
+        if meta.waiting > 0 {
+            self.happened.notify_all();
+        }
         done.map(|()| (meta, Some(slot)))
     }
 

@@ -207,6 +207,7 @@ impl Opening<'_> {
                 tables,
                 space,
                 busy: Vec::new(),
+                waiting: 0,
                 freed: Freed::default(),
                 size_in_header: root.size,
                 packing: None,

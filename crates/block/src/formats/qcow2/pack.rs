@@ -89,8 +89,7 @@ impl Qcow2Disk {
         let _ = image.leave(&mut meta, left, false);
         meta.tables.cache().release(slot);
         meta.not_busy(&clusters);
-        drop(meta);
-        image.happened.notify_all();
+        image.tell(meta);
         done.map(|()| true)
     }
 }
@@ -120,11 +119,15 @@ impl Image {
         let cluster = space.allocate(1)?.clusters.start;
         let offset = match begun {
             Some((first, offset, refcount)) if first + 1 == cluster => {
-                space.refcounts.set(first, refcount + 1)?;
+                if let Err(error) = space.refcounts.set(first, refcount + 1) {
+                    space.free(cluster)?;
+                    return Err(error);
+                }
                 offset
             }
             _ => cluster << layout.cluster_bits,
         };
+        // What was begun has been found to fit.
         if !Packed::fits(layout, offset, len) {
             space.free(cluster)?;
             return Ok(None);

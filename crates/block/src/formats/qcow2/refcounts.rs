@@ -267,18 +267,22 @@ impl Refcounts {
             dirty_table: std::mem::take(&mut self.dirty_table),
             moved: std::mem::take(&mut self.moved),
         };
-        if !taken.moved && taken.dirty_table.is_empty() {
-            return taken;
-        }
         let start = self.place.start << layout.cluster_bits;
-        let piece = layout.slice_len() / 8;
-        let mut bytes = Vec::with_capacity(layout.slice_len());
-        for (number, entries) in table.chunks(piece).enumerate() {
-            if taken.moved || taken.dirty_table.contains(&number) {
-                bytes.clear();
-                bytes.extend(entries.iter().flat_map(|entry| entry.to_be_bytes()));
-                put(Change::Table(start + (number * piece * 8) as u64, &bytes));
-            }
+        let in_piece = layout.slice_len() / 8;
+        let mut bytes = Vec::new();
+        let mut put_piece = |piece: usize| {
+            let entries = table.iter().skip(piece * in_piece).take(in_piece);
+            bytes.clear();
+            bytes.extend(entries.flat_map(|entry| entry.to_be_bytes()));
+            put(Change::Table(
+                start + (piece * layout.slice_len()) as u64,
+                &bytes,
+            ));
+        };
+        if taken.moved {
+            (0..table.len().div_ceil(in_piece)).for_each(&mut put_piece);
+        } else {
+            taken.dirty_table.iter().copied().for_each(&mut put_piece);
         }
         taken
     }

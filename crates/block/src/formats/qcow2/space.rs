@@ -133,10 +133,18 @@ impl Space {
     /// # Errors
     /// As [`Self::allocate`].
     pub fn place_table(&mut self) -> io::Result<Vec<Range<u64>>> {
-        let mut left = Vec::new();
+        let mut left: Vec<Range<u64>> = Vec::new();
         // Taking clusters may make the table grow again.
         while let Some(count) = self.refcounts.outgrown() {
-            let place = self.allocate_run(count)?.clusters;
+            let place = match self.allocate_run(count) {
+                Ok(place) => place.clusters,
+                Err(error) => {
+                    left.into_iter()
+                        .flatten()
+                        .try_for_each(|it| self.free(it))?;
+                    return Err(error);
+                }
+            };
             if self.refcounts.outgrown() == Some(count) {
                 self.places.add_run(place.clone(), Use::RefcountTable);
                 let old = self.refcounts.move_table(place);
@@ -157,7 +165,11 @@ impl Space {
             )));
         }
         for cluster in clusters.clone() {
-            self.refcounts.set(cluster, 1)?;
+            if let Err(error) = self.refcounts.set(cluster, 1) {
+                // Those are still in memory, as they were just changed.
+                (clusters.start..cluster).try_for_each(|taken| self.free(taken))?;
+                return Err(error);
+            }
         }
         Ok(self.taken(clusters))
     }

@@ -193,18 +193,21 @@ impl Tables {
         let start = self.place.start << layout.cluster_bits;
         let in_piece = layout.slice_len() / 8;
         let mut bytes = Vec::new();
-        for piece in 0..l1.len().div_ceil(in_piece) {
-            if taken.moved || taken.dirty_l1.contains(&piece) {
-                let entries = l1.iter().skip(piece * in_piece).take(in_piece);
-                bytes.clear();
-                bytes.extend(entries.flat_map(|entry| entry.to_be_bytes()));
-                let offset = start + (piece * layout.slice_len()) as u64;
-                put(if taken.moved {
-                    Change::NewL1(offset, &bytes)
-                } else {
-                    Change::L1(offset, &bytes)
-                });
-            }
+        let mut put_piece = |piece: usize| {
+            let entries = l1.iter().skip(piece * in_piece).take(in_piece);
+            bytes.clear();
+            bytes.extend(entries.flat_map(|entry| entry.to_be_bytes()));
+            let offset = start + (piece * layout.slice_len()) as u64;
+            put(if taken.moved {
+                Change::NewL1(offset, &bytes)
+            } else {
+                Change::L1(offset, &bytes)
+            });
+        };
+        if taken.moved {
+            (0..l1.len().div_ceil(in_piece)).for_each(&mut put_piece);
+        } else {
+            taken.dirty_l1.iter().copied().for_each(&mut put_piece);
         }
         taken
     }

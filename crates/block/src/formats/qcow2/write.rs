@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use super::disk::Qcow2Disk;
 use super::entry::{Entry, Place, touched};
+use super::freed::{Kind, Run};
 use super::image::{Image, Meta};
 use super::payload::Payload;
 use crate::host::Window;
@@ -182,15 +183,18 @@ impl Qcow2Disk {
             let count = moved.clusters.end - moved.clusters.start;
             for cluster in start..start + count {
                 let freed = meta.space().and_then(|space| space.free(cluster));
-                if let Err(error) = freed {
-                    tracing::warn!(%error, cluster, "A cluster that was not written is lost");
+                if freed.is_err() {
+                    meta.freed.push(Run {
+                        clusters: cluster..cluster + 1,
+                        kind: Kind::Data,
+                        punch: false,
+                    });
                 }
             }
         }
         meta.tables.cache().release(moved.slot);
         meta.not_busy(&moved.clusters);
-        drop(meta);
-        image.happened.notify_all();
+        image.tell(meta);
     }
 }
 

@@ -134,11 +134,7 @@ impl Qcow2Disk {
             );
             let done = self.change_in(&mut meta, slot, first, range.clone(), fate, own)?;
             match done {
-                Done::Until(at) if at > range.start => {
-                    drop(meta);
-                    image.happened.notify_all();
-                    return Ok((at, false));
-                }
+                Done::Until(at) if at > range.start => return Ok((at, false)),
                 Done::Data(at) => return Ok((at, true)),
                 Done::NotOwn => (meta, _) = image.own_slice(meta, key)?,
                 Done::Until(_) => meta = image.wait(meta),

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
+mod faults;
 mod power_cut;
 mod replay;
 mod setup;

@@ -22,7 +22,7 @@ use crate::host::record::{Event, Recorder, Recording};
 use crate::stack::Stack;
 use crate::{BlockBackend, BlockError, VolatileSlice};
 
-const SIZE: u64 = 1 << 20;
+pub const SIZE: u64 = 1 << 20;
 const GROWN: u64 = SIZE + (1 << 19);
 const SECTORS: u64 = SIZE / 512;
 const GROWN_SECTORS: u64 = GROWN / 512;
@@ -70,13 +70,13 @@ impl Log {
     }
 }
 
-fn host(file: &std::fs::File, recording: Option<Recording>) -> Arc<HostFile> {
+pub fn host(file: &std::fs::File, recording: Option<Recording>) -> Arc<HostFile> {
     let mut host = HostFile::new(file.try_clone().unwrap(), "image", false).unwrap();
     host.recording = recording;
     Arc::new(host)
 }
 
-fn below(image: &Image) -> Stack {
+pub fn below(image: &Image) -> Stack {
     let layer = |file| crate::formats::open_layer(crate::ImageFormat::Raw, file, vec![], None);
     Stack::new(
         image
@@ -87,7 +87,7 @@ fn below(image: &Image) -> Stack {
     )
 }
 
-fn open(image: &Image, recorder: Option<&Arc<Recorder>>) -> Result<Qcow2Disk, BlockError> {
+pub fn open(image: &Image, recorder: Option<&Arc<Recorder>>) -> Result<Qcow2Disk, BlockError> {
     let recording = |file| {
         recorder.map(|recorder| Recording {
             recorder: Arc::clone(recorder),
@@ -174,7 +174,7 @@ fn possible(ops: &[Op], sector: u64, first: u64, events: usize) -> Vec<u64> {
 }
 
 /// What a sector is before anything is done.
-fn first_stamp(shape: &Shape, sector: u64) -> u64 {
+pub fn first_stamp(shape: &Shape, sector: u64) -> u64 {
     if shape.snapshot && sector < shape.options.size / 2 / 512 {
         SNAPSHOT_STAMP
     } else if sector < shape.below / 512 && sector < SECTORS {
