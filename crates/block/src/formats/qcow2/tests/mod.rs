@@ -6,3 +6,4 @@ mod faults;
 mod power_cut;
 mod replay;
 mod setup;
+mod threads;

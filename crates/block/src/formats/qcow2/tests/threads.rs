@@ -1,0 +1,191 @@
+//! Several threads on one image, as the queues of a disk are.
+//!
+//! Each has sectors of its own and shares clusters with the others. Some of what they do is
+//! planned, and done a while later, as by a queue of the kernel. What they read is always what they
+//! wrote, and so it is in the end.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::power_cut::{SIZE, first_stamp, open};
+use super::setup::{Image, Random, Shape, qemu, shapes, stamp_of, stamped};
+use crate::formats::qcow2::Qcow2Disk;
+use crate::host::record::Recorder;
+use crate::plan::{Access, Plan};
+use crate::{BlockBackend, VolatileSlice};
+
+const THREADS: u64 = 4;
+/// Sectors in a row that are of one thread.
+const STRIPE: u64 = 3;
+const STRIPES: u64 = SIZE / 512 / STRIPE / THREADS;
+
+/// A thread and what its sectors are, by their stamps.
+struct Worker<'a> {
+    disk: &'a Qcow2Disk,
+    thread: u64,
+    stamps: Vec<[u64; STRIPE as usize]>,
+    random: Random,
+    plan: Plan,
+}
+
+impl Worker<'_> {
+    fn offset(&self, stripe: u64) -> u64 {
+        (stripe * THREADS + self.thread) * STRIPE * 512
+    }
+
+    fn act(&mut self) {
+        let stripe = self.random.below(STRIPES);
+        let offset = self.offset(stripe);
+        let len = STRIPE * 512;
+        let (disk, stamps) = (self.disk, stripe as usize);
+        match self.random.below(40) {
+            0 => disk.flush().unwrap(),
+            1..=4 => {
+                disk.discard(offset, len).unwrap();
+                // What it is now is what it is.
+                let seen = self.read(offset);
+                for (known, now) in self.stamps[stamps].iter_mut().zip(seen) {
+                    assert!(
+                        now == *known || now == 0,
+                        "{now:x} after a discard of {known:x}"
+                    );
+                    *known = now;
+                }
+            }
+            5..=7 => {
+                let unmap = self.random.below(2) == 0;
+                disk.write_zeroes(offset, len, unmap).unwrap();
+                self.stamps[stamps] = [0; STRIPE as usize];
+            }
+            8..=22 => {
+                let stamp = 1 + self.random.below(1 << 30);
+                self.write(offset, stamp);
+                self.stamps[stamps] = [stamp; STRIPE as usize];
+            }
+            _ => {
+                let seen = self.read(offset);
+                assert_eq!(seen, self.stamps[stamps], "at {offset}");
+            }
+        }
+    }
+
+    fn write(&mut self, offset: u64, stamp: u64) {
+        let mut data = stamped(stamp).repeat(STRIPE as usize);
+        if self.begin(Access::Write, offset) {
+            let mut rest = &data[..];
+            for piece in self.plan.pieces() {
+                let (now, later) = rest.split_at(piece.len as usize);
+                piece
+                    .file
+                    .as_ref()
+                    .unwrap()
+                    .write_buf(now, piece.offset)
+                    .unwrap();
+                rest = later;
+            }
+            self.plan.end();
+        } else {
+            let bufs = [VolatileSlice::from(&mut data[..])];
+            self.disk.write_vectored(&bufs, offset).unwrap();
+        }
+    }
+
+    fn read(&mut self, offset: u64) -> [u64; STRIPE as usize] {
+        let mut data = vec![0xee; (STRIPE * 512) as usize];
+        if self.begin(Access::Read, offset) {
+            let mut rest = &mut data[..];
+            for piece in self.plan.pieces() {
+                let (now, later) = rest.split_at_mut(piece.len as usize);
+                match &piece.file {
+                    Some(file) => file.read_buf(now, piece.offset).unwrap(),
+                    None => now.fill(0),
+                }
+                rest = later;
+            }
+            self.plan.end();
+        } else {
+            let bufs = [VolatileSlice::from(&mut data[..])];
+            self.disk.read_vectored(&bufs, offset).unwrap();
+        }
+        let stamps: Vec<u64> = data
+            .chunks_exact(512)
+            .map(|sector| stamp_of(sector).unwrap_or_else(|| panic!("torn at {offset}")))
+            .collect();
+        stamps.try_into().unwrap()
+    }
+
+    /// Whether a request is planned; if so it is time to do it, later than it was planned.
+    fn begin(&mut self, access: Access, offset: u64) -> bool {
+        let plan = &mut self.plan;
+        let planned = self.random.below(2) == 0
+            && self.disk.plan(access, offset, STRIPE * 512, plan).unwrap();
+        if planned && self.random.below(4) == 0 {
+            std::thread::sleep(Duration::from_micros(self.random.below(300)));
+        }
+        planned
+    }
+}
+
+fn work(shape: &Shape, time: Duration, random: &mut Random) {
+    let image = Image::new(shape);
+    let recorder = Arc::new(Recorder::default());
+    let disk = open(&image, Some(&recorder)).unwrap();
+    let mut stamps = Vec::new();
+    std::thread::scope(|scope| {
+        let mut workers = Vec::new();
+        for thread in 0..THREADS {
+            let random = Random::from(random.below(u64::MAX));
+            let mut worker = Worker {
+                disk: &disk,
+                thread,
+                stamps: Vec::new(),
+                random,
+                plan: Plan::default(),
+            };
+            worker.stamps = (0..STRIPES)
+                .map(|stripe| {
+                    let first = worker.offset(stripe) / 512;
+                    std::array::from_fn(|at| first_stamp(shape, first + at as u64))
+                })
+                .collect();
+            workers.push(scope.spawn(move || {
+                let end = Instant::now() + time;
+                while Instant::now() < end {
+                    worker.act();
+                }
+                worker.stamps
+            }));
+        }
+        for worker in workers {
+            stamps.push(worker.join().unwrap());
+        }
+    });
+    drop(disk);
+    let says = shape.name;
+    qemu("qemu-img", &["check", "-q"], &image.path("image"));
+    let disk = open(&image, None).unwrap();
+    let mut bytes = vec![0; SIZE as usize];
+    disk.read_vectored(&[VolatileSlice::from(&mut bytes[..])], 0)
+        .unwrap();
+    for (thread, stamps) in (0..).zip(&stamps) {
+        for (stripe, stamps) in (0..).zip(stamps) {
+            let first = (stripe * THREADS + thread) * STRIPE;
+            for (at, stamp) in (first..).zip(stamps) {
+                let sector = &bytes[at as usize * 512..][..512];
+                assert_eq!(stamp_of(sector), Some(*stamp), "{says}: sector {at}");
+            }
+        }
+    }
+}
+
+/// `SECONDS` sets for how long.
+#[test]
+fn threads_do_not_disturb_each_other() {
+    let mut random = Random::new();
+    let shapes = shapes(SIZE);
+    let seconds = std::env::var("SECONDS").map_or(6, |seconds| seconds.parse().unwrap());
+    let time = Duration::from_secs(seconds) / shapes.len() as u32;
+    for shape in shapes {
+        work(&shape, time, &mut random);
+    }
+}
