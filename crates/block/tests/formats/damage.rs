@@ -42,18 +42,18 @@ fn explore(dir: &TempDir, format: ImageFormat, random: &mut Random) -> bool {
         }
     };
     let (mut at, size) = (0, disk.size());
-    while at < size.min(8 << 20) {
+    while at < size.min(4 << 20) {
         let Ok(entry) = disk.0.map(at, size - at) else {
             break;
         };
         let len = entry.len;
         assert!(len > 0 && len <= size - at);
-        let _ = disk.read(at, len.min(1 << 20));
+        let _ = disk.read(at, len.min(1 << 18));
         at += len;
     }
     for _ in 0..20 {
         let at = random.below(size);
-        let _ = disk.read(at, (1 + random.below(200_000)).min(size - at));
+        let _ = disk.read(at, (1 + random.below(50_000)).min(size - at));
     }
     let _ = disk.read(size - 1, 1);
     assert!(
@@ -88,7 +88,7 @@ fn flipped_bytes() {
             (len.saturating_sub(1536), 1536),
         ];
         let mut opened = 0;
-        for round in 0..300 {
+        for round in 0..150 {
             let (start, among) = places[random.below(9) as usize];
             let at = (start + random.below(among)).min(len - 4);
             let mut before = [0; 4];
@@ -106,7 +106,7 @@ fn flipped_bytes() {
                 file.write_all_at(&before, at).unwrap();
             }
         }
-        println!("{format} {options}: {opened} of 300 still open");
+        println!("{format} {options}: {opened} of 150 still open");
     }
 }
 
