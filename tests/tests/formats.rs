@@ -276,6 +276,47 @@ fn overlays_keep_writes_over_a_base() -> Result<()> {
     })
 }
 
+/// Of a format that is only read, too, writes can be thrown away; then no overlay is made. One that
+/// is there belongs to the disk all the same.
+#[test]
+fn a_snapshot_of_a_foreign_disk_needs_no_overlay() -> Result<()> {
+    let images = image(Image::Mini)?;
+    on_host(|host| {
+        host.copy(&images.mini_qcow2(), "mini.qcow2")?;
+        host.ok(&Command::script(
+            "qemu-img convert -O vdi mini.qcow2 mini.vdi",
+        ))?;
+        let boot = |options: &[&str]| -> Result<(String, String)> {
+            let mut guest = start(host, options)?;
+            let report = guest.expect_mini()?;
+            guest.type_in("sync; poweroff -f\n")?;
+            let ended = guest.end(Limit::Boot)?;
+            ended.expect_code(0)?;
+            Ok((report, ended.stderr))
+        };
+        let files = || host.ok(&Command::script("ls mini.vdi*"));
+        let (report, said) = boot(&["--snapshot", "mini.vdi"])?;
+        ensure!(
+            report.contains("boots=1 ") && files()? == "mini.vdi",
+            "{report}"
+        );
+        ensure!(!said.contains("overlay"), "{said}");
+        let (report, said) = boot(&["mini.vdi"])?;
+        ensure!(report.contains("boots=1 "), "{report}");
+        ensure!(
+            said.contains("mini.vdi.overlay.qcow2, which is made now"),
+            "{said}"
+        );
+        let (report, said) = boot(&["--snapshot", "mini.vdi"])?;
+        ensure!(report.contains("boots=2 "), "{report}");
+        ensure!(said.contains("is read with what"), "{said}");
+        let (report, said) = boot(&["mini.vdi"])?;
+        ensure!(report.contains("boots=2 "), "{report}");
+        ensure!(said.contains("are kept in"), "{said}");
+        Ok(())
+    })
+}
+
 /// When the filesystem is full, what was there is there still, nothing unfinished is, and the user
 /// hears why. Once there is room it is done.
 #[test]

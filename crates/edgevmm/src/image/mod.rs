@@ -4,7 +4,7 @@ pub mod args;
 mod report;
 mod work;
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -48,16 +48,26 @@ pub fn run(verb: Verb) -> Outcome {
 fn failure(error: ImageError) -> Failure {
     if error.is_out_of_space() {
         return Failure::host(error).hint(
-            "make room on the filesystem, or name a file on another one; `df -h` shows how \
-                   full they are",
+            "make room on the filesystem, or name a file on another one; `df -h` shows how full \
+             they are",
         );
     }
-    match &error {
+    let usage = match &error {
         ImageError::Block(BlockError::Exists { .. }) => {
-            Failure::usage(error).hint("--force replaces it once the new one is complete")
+            return Failure::usage(error).hint("--force replaces it once the new one is complete");
         }
-        ImageError::Unfit { .. } | ImageError::Block(_) => Failure::usage(error),
-        _ => Failure::host(error),
+        ImageError::Block(BlockError::File { source, .. }) => matches!(
+            source.kind(),
+            ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::PermissionDenied
+        ),
+        ImageError::Block(BlockError::Io { .. } | BlockError::Flush(_)) => false,
+        ImageError::Block(_) | ImageError::Unfit { .. } => true,
+        ImageError::Io { .. } | ImageError::Cancelled { .. } => false,
+    };
+    if usage {
+        Failure::usage(error)
+    } else {
+        Failure::host(error)
     }
 }
 
