@@ -50,183 +50,168 @@ fn targets_take_their_seeds() {
     }
 }
 
-/// Packs the image, with its extents if it has some.
-fn pack(image: &Path, requests: &[u8]) -> Vec<u8> {
-    let mut files = vec![std::fs::read(image).unwrap()];
-    for ending in ["-flat.vmdk", "-f001.vmdk", "-s001.vmdk"] {
-        let stem = image.file_stem().unwrap().to_str().unwrap();
-        files.extend(std::fs::read(
-            image.with_file_name(format!("{stem}{ending}")),
-        ));
-    }
-    images::packed::pack(&files, true, requests)
+/// Target, name of the seed, QEMU's name of the format, options.
+const IMAGES: [(&str, &str, &str, &str); 12] = [
+    ("vmdk", "sparse", "vmdk", "zeroed_grain=on"),
+    ("vmdk", "flat", "vmdk", "subformat=monolithicFlat"),
+    ("vmdk", "split", "vmdk", "subformat=twoGbMaxExtentSparse"),
+    ("vhd", "dynamic", "vpc", "subformat=dynamic"),
+    ("vhd", "fixed", "vpc", "subformat=fixed,force_size=on"),
+    ("vhdx", "dynamic", "vhdx", "block_size=1M"),
+    ("vdi", "dynamic", "vdi", "static=off"),
+    ("qcow2", "version-2", "qcow2", "compat=0.10"),
+    (
+        "qcow2",
+        "lazy",
+        "qcow2",
+        "lazy_refcounts=on,cluster_size=4k",
+    ),
+    (
+        "qcow2",
+        "extended-l2",
+        "qcow2",
+        "extended_l2=on,cluster_size=16k",
+    ),
+    (
+        "qcow2",
+        "narrow",
+        "qcow2",
+        "refcount_bits=1,cluster_size=512",
+    ),
+    ("qcow2", "wide", "qcow2", "refcount_bits=64,cluster_size=2M"),
+];
+
+/// Makes images and packs them.
+struct Maker {
+    dir: TempDir,
+    requests: Vec<u8>,
 }
 
-/// Makes the seeds anew, of small images by qemu-img.
+impl Maker {
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn save(&self, target: &str, name: &str, files: &[Vec<u8>]) {
+        let seed = images::packed::pack(files, true, &self.requests);
+        assert!(seed.len() <= images::packed::INPUT_MAX, "{target}/{name}");
+        std::fs::create_dir_all(seeds(target)).unwrap();
+        std::fs::write(seeds(target).join(name), &seed).unwrap();
+        let derived: &[&str] = match target {
+            "qcow2" => &["qcow2_write", "qcow2_check"],
+            "qcow2_write" | "qcow2_check" | "probe" => &[],
+            _ => {
+                // No more than what a format is known by.
+                let head: Vec<_> = files[0].iter().copied().take(3000).collect();
+                return self.save("probe", &format!("{target}-{name}"), &[head]);
+            }
+        };
+        for target in derived {
+            self.save(target, name, files);
+        }
+    }
+
+    /// An image with some data, and its extents if it has some.
+    fn image(&self, name: &str, format: &str, options: &str) -> Vec<Vec<u8>> {
+        let image = self.path(&format!("{name}.vmdk"));
+        let create = [
+            "create",
+            "-q",
+            "-f",
+            format,
+            "-o",
+            options,
+            str(&image),
+            "5m",
+        ];
+        run("qemu-img", &create);
+        let (first, second) = ("write -P 1 0 1k", "write -P 2 1m 1k");
+        let (zeroes, last) = ("write -z 64k 128k", "write -P 3 3000k 512");
+        let commands = ["-c", first, "-c", second, "-c", zeroes, "-c", last];
+        run(
+            "qemu-io",
+            &[&["-f", format], &commands[..], &[str(&image)]].concat(),
+        );
+        let mut files = vec![std::fs::read(&image).unwrap()];
+        for ending in ["-flat.vmdk", "-s001.vmdk"] {
+            files.extend(std::fs::read(self.path(&format!("{name}{ending}"))));
+        }
+        files
+    }
+
+    /// What `qemu-img convert` makes of a raw image with some data.
+    fn converted(&self, name: &str, args: &[&str]) -> PathBuf {
+        let (raw, image) = (self.path("raw"), self.path(name));
+        std::fs::write(&raw, &self.image("a", "raw", "preallocation=off")[0]).unwrap();
+        run(
+            "qemu-img",
+            &[&["convert"], args, &[str(&raw), str(&image)]].concat(),
+        );
+        image
+    }
+}
+
+/// Makes the seeds of images anew.
 #[test]
 #[ignore = "writes into the source tree"]
 fn make_seeds() {
-    let dir = TempDir::new().unwrap();
-    let path = |name: &str| dir.path().join(name);
-    let requests: Vec<u8> = (0..256_u32).map(|it| (it * 167 + it / 7) as u8).collect();
-    let write = |target: &str, name: &str, seed: &[u8]| {
-        assert!(
-            seed.len() <= images::packed::INPUT_MAX,
-            "{name} has {} bytes",
-            seed.len()
-        );
-        std::fs::create_dir_all(seeds(target)).unwrap();
-        std::fs::write(seeds(target).join(name), seed).unwrap();
+    let maker = Maker {
+        dir: TempDir::new().unwrap(),
+        requests: (0..256_u32).map(|it| (it * 167 + it / 7) as u8).collect(),
     };
-    let fill = |format: &str, image: &Path| {
-        run(
-            "qemu-io",
-            &[
-                "-f",
-                format,
-                "-c",
-                "write -P 1 0 700",
-                "-c",
-                "write -P 2 1m 1k",
-                "-c",
-                "write -z 64k 128k",
-                "-c",
-                "write -P 3 3000k 512",
-                str(image),
-            ],
-        );
-    };
-    let create = |format: &str, options: &str, name: &str, size: &str| {
-        let image = path(name);
-        run(
-            "qemu-img",
-            &[
-                "create",
-                "-q",
-                "-f",
-                format,
-                "-o",
-                options,
-                str(&image),
-                size,
-            ],
-        );
-        fill(format, &image);
-        image
-    };
-    run(
-        "qemu-img",
-        &["create", "-q", "-f", "raw", str(&path("raw")), "5m"],
-    );
-    fill("raw", &path("raw"));
-
-    for (target, name, format, options) in [
-        (
-            "vmdk",
-            "sparse",
-            "vmdk",
-            "subformat=monolithicSparse,zeroed_grain=on",
-        ),
-        ("vmdk", "flat", "vmdk", "subformat=monolithicFlat"),
-        ("vmdk", "split", "vmdk", "subformat=twoGbMaxExtentSparse"),
-        ("vhd", "dynamic", "vpc", "subformat=dynamic"),
-        ("vhd", "fixed", "vpc", "subformat=fixed,force_size=on"),
-        ("vhdx", "dynamic", "vhdx", "subformat=dynamic,block_size=1M"),
-        ("vdi", "dynamic", "vdi", "static=off"),
-        ("qcow2", "version-2", "qcow2", "compat=0.10"),
-        (
-            "qcow2",
-            "lazy",
-            "qcow2",
-            "compat=1.1,lazy_refcounts=on,cluster_size=4k",
-        ),
-        (
-            "qcow2",
-            "extended-l2",
-            "qcow2",
-            "extended_l2=on,cluster_size=16k",
-        ),
-        (
-            "qcow2",
-            "narrow",
-            "qcow2",
-            "refcount_bits=1,cluster_size=512",
-        ),
-        ("qcow2", "wide", "qcow2", "refcount_bits=64,cluster_size=2M"),
-    ] {
-        let image = create(format, options, &format!("{name}.vmdk"), "5m");
-        let seed = pack(&image, &requests);
-        write(target, name, &seed);
+    for (target, name, format, options) in IMAGES {
+        let mut files = maker.image(name, format, options);
+        maker.save(target, name, &files);
         if target == "vhdx" {
             // As if it had not been closed: the mark of the log's entry is that of the log.
-            let mut bytes = std::fs::read(&image).unwrap();
-            bytes.copy_within((1 << 20) + 32..(1 << 20) + 48, (64 << 10) + 48);
-            bytes.copy_within((1 << 20) + 32..(1 << 20) + 48, (128 << 10) + 48);
-            write(
-                "vhdx",
-                "log",
-                &images::packed::pack(&[bytes], true, &requests),
-            );
+            let entry = (1 << 20) + 32..(1 << 20) + 48;
+            files[0].copy_within(entry.clone(), (64 << 10) + 48);
+            files[0].copy_within(entry, (128 << 10) + 48);
+            maker.save(target, "log", &files);
         }
-        if target == "qcow2" {
-            write("qcow2_write", name, &seed);
-            write("qcow2_check", name, &seed);
-        }
-        write("probe", target, &seed[..seed.len().min(600)]);
     }
     for kind in ["zlib", "zstd"] {
-        let image = path(kind);
         let option = format!("compression_type={kind}");
-        let options = ["convert", "-c", "-O", "qcow2", "-o", &option];
-        run(
-            "qemu-img",
-            &[&options[..], &[str(&path("raw")), str(&image)]].concat(),
-        );
+        let image = maker.converted(kind, &["-c", "-O", "qcow2", "-o", &option]);
         run("qemu-img", &["snapshot", "-c", "a snapshot", str(&image)]);
-        write("qcow2", kind, &pack(&image, &requests));
-        write("qcow2_write", kind, &pack(&image, &requests));
-        write("qcow2_check", kind, &pack(&image, &requests));
+        maker.save("qcow2", kind, &[std::fs::read(image).unwrap()]);
     }
     // The name of the data file is a part of the image, so it must not be a path.
-    let (image, data) = (path("external"), path("data"));
     let make = "qemu-img create -q -f qcow2 -o data_file=data,data_file_raw=on external 5m && \
                 qemu-io -c 'write -P 1 0 1k' -c 'write -P 2 3m 512' external";
-    run("sh", &["-c", &format!("cd {} && {make}", str(dir.path()))]);
-    let files = [image, data].map(|path| std::fs::read(path).unwrap());
-    for target in ["qcow2", "qcow2_write"] {
-        let seed = images::packed::pack(&files, false, &requests);
-        write(target, "external", &seed);
-    }
-    let stream = path("disk.vmdk");
-    let options = ["convert", "-O", "vmdk", "-o", "subformat=streamOptimized"];
     run(
-        "qemu-img",
-        &[&options[..], &[str(&path("raw")), str(&stream)]].concat(),
+        "sh",
+        &["-c", &format!("cd {} && {make}", str(maker.dir.path()))],
     );
-    write("vmdk", "stream", &pack(&stream, &requests));
-
-    let text = "# Disk DescriptorFile\nparentCID=ffffffff\nRW 10 FLAT \"a\" 7\nRW 9000 ZERO\n\
-                RDONLY 20 VMFS \"b\"\nRW 33 FLAT \"a\" 0\n";
-    let files = [text.into(), vec![1; 20_000], vec![2; 20_000]];
-    write(
+    let files = ["external", "data"].map(|name| std::fs::read(maker.path(name)).unwrap());
+    maker.save("qcow2", "external", &files);
+    let parts = "# Disk DescriptorFile\nparentCID=ffffffff\nRW 10 FLAT \"a\" 7\nRW 9000 ZERO\n\
+                 RDONLY 20 VMFS \"b\"\nRW 33 FLAT \"a\" 0\n";
+    maker.save(
         "vmdk",
         "parts",
-        &images::packed::pack(&files, false, &requests),
+        &[parts.into(), vec![1; 20_000], vec![2; 20_000]],
     );
+    let options = ["-O", "vmdk", "-o", "subformat=streamOptimized"];
+    let stream = maker.converted("disk.vmdk", &options);
+    maker.save("vmdk", "stream", &[std::fs::read(stream).unwrap()]);
 
-    std::fs::write(path("vm.ovf"), "<Envelope/>").unwrap();
-    let long = "n".repeat(120);
-    for format in ["ustar", "gnu", "pax"] {
-        let ova = path("vm.ova");
+    std::fs::write(maker.path("vm.ovf"), "<Envelope/>").unwrap();
+    let (ova, here) = (maker.path("vm.ova"), str(maker.dir.path()));
+    let long = format!("--transform=s/disk/{}/", "n".repeat(120));
+    for (format, rename) in [("ustar", "--verbose"), ("gnu", &long), ("pax", &long)] {
         let format_option = format!("--format={format}");
-        let mut args = vec!["-cf", str(&ova), &format_option, "-C", str(dir.path())];
-        let transform = format!("s/disk/{long}/");
-        if format != "ustar" {
-            args.extend(["--transform", &transform]);
-        }
-        args.extend(["vm.ovf", "disk.vmdk"]);
+        let args = [
+            "-cf",
+            str(&ova),
+            &format_option,
+            rename,
+            "-C",
+            here,
+            "vm.ovf",
+            "disk.vmdk",
+        ];
         run("tar", &args);
-        write("ova", format, &pack(&ova, &requests));
-        write("probe", &format!("ova-{format}"), &pack(&ova, &[]));
+        maker.save("ova", format, &[std::fs::read(&ova).unwrap()]);
     }
 }
