@@ -70,17 +70,16 @@ impl Worker<'_> {
     }
 
     fn write(&mut self, offset: u64, stamp: u64) {
-        let mut data = stamped(stamp).repeat(STRIPE as usize);
-        if self.begin(Access::Write, offset) {
+        self.write_data(offset, stamped(stamp).repeat(STRIPE as usize));
+    }
+
+    fn write_data(&mut self, offset: u64, mut data: Vec<u8>) {
+        if self.begin(Access::Write, offset, data.len()) {
             let mut rest = &data[..];
             for piece in self.plan.pieces() {
                 let (now, later) = rest.split_at(piece.len as usize);
-                piece
-                    .file
-                    .as_ref()
-                    .unwrap()
-                    .write_buf(now, piece.offset)
-                    .unwrap();
+                let file = piece.file.as_ref().unwrap();
+                file.write_buf(now, piece.offset).unwrap();
                 rest = later;
             }
             self.plan.end();
@@ -91,8 +90,17 @@ impl Worker<'_> {
     }
 
     fn read(&mut self, offset: u64) -> [u64; STRIPE as usize] {
-        let mut data = vec![0xee; (STRIPE * 512) as usize];
-        if self.begin(Access::Read, offset) {
+        let data = self.read_data(offset, STRIPE * 512);
+        let stamps: Vec<u64> = data
+            .chunks_exact(512)
+            .map(|sector| stamp_of(sector).unwrap_or_else(|| panic!("torn at {offset}")))
+            .collect();
+        stamps.try_into().unwrap()
+    }
+
+    fn read_data(&mut self, offset: u64, len: u64) -> Vec<u8> {
+        let mut data = vec![0xee; len as usize];
+        if self.begin(Access::Read, offset, data.len()) {
             let mut rest = &mut data[..];
             for piece in self.plan.pieces() {
                 let (now, later) = rest.split_at_mut(piece.len as usize);
@@ -107,18 +115,14 @@ impl Worker<'_> {
             let bufs = [VolatileSlice::from(&mut data[..])];
             self.disk.read_vectored(&bufs, offset).unwrap();
         }
-        let stamps: Vec<u64> = data
-            .chunks_exact(512)
-            .map(|sector| stamp_of(sector).unwrap_or_else(|| panic!("torn at {offset}")))
-            .collect();
-        stamps.try_into().unwrap()
+        data
     }
 
     /// Whether a request is planned; if so it is time to do it, later than it was planned.
-    fn begin(&mut self, access: Access, offset: u64) -> bool {
+    fn begin(&mut self, access: Access, offset: u64, len: usize) -> bool {
         let plan = &mut self.plan;
-        let planned = self.random.below(2) == 0
-            && self.disk.plan(access, offset, STRIPE * 512, plan).unwrap();
+        let planned =
+            self.random.below(2) == 0 && self.disk.plan(access, offset, len as u64, plan).unwrap();
         if planned && self.random.below(4) == 0 {
             std::thread::sleep(Duration::from_micros(self.random.below(300)));
         }
@@ -187,5 +191,90 @@ fn threads_do_not_disturb_each_other() {
     let time = Duration::from_secs(seconds) / shapes.len() as u32;
     for shape in shapes {
         work(&shape, time, &mut random);
+    }
+}
+
+/// The content of a sector that says which one it is.
+fn named(sector: u64, number: u64) -> [u8; 512] {
+    let mut bytes = [0; 512];
+    for word in bytes.chunks_exact_mut(8) {
+        word.copy_from_slice(&(sector << 32 | 1 << 31 | number).to_le_bytes());
+    }
+    bytes
+}
+
+/// Threads write, read, free and zero the same ranges. A sector may be anything that was ever
+/// written to it, but never what belongs elsewhere: a request that goes to a cluster which was freed
+/// meanwhile must find that nobody else has got it yet.
+fn race(shape: &Shape, time: Duration, random: &mut Random) {
+    let image = Image::new(shape);
+    let recorder = Arc::new(Recorder::default());
+    let disk = open(&image, Some(&recorder)).unwrap();
+    let check = |first: u64, data: &[u8]| {
+        for (sector, bytes) in (first..).zip(data.chunks_exact(512)) {
+            let initial = stamped(first_stamp(shape, sector));
+            for (word, initial) in bytes.chunks_exact(8).zip(initial.chunks_exact(8)) {
+                let number = u64::from_le_bytes(*word.first_chunk().unwrap());
+                let own = number >> 31 == sector << 1 | 1;
+                let says = shape.name;
+                assert!(
+                    number == 0 || own || word == initial,
+                    "{says}: {number:x} in sector {sector:x}"
+                );
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            let random = Random::from(random.below(u64::MAX));
+            let (disk, check) = (&disk, &check);
+            let mut worker = Worker {
+                disk,
+                thread: 0,
+                stamps: Vec::new(),
+                random,
+                plan: Plan::default(),
+            };
+            scope.spawn(move || {
+                let end = Instant::now() + time;
+                while Instant::now() < end {
+                    let all = SIZE / 512;
+                    // Few places, so that they are often the same.
+                    let first = worker.random.below(16) * (all / 16) + worker.random.below(9);
+                    let count = 1 + worker.random.below((all - first).min(150));
+                    let (offset, len) = (first * 512, count * 512);
+                    match worker.random.below(12) {
+                        0 => disk.flush().unwrap(),
+                        1..=3 => disk.discard(offset, len).unwrap(),
+                        4 => disk.write_zeroes(offset, len, true).unwrap(),
+                        5..=8 => {
+                            let number = worker.random.below(1 << 30);
+                            let data = (first..first + count).flat_map(|at| named(at, number));
+                            worker.write_data(offset, data.collect());
+                        }
+                        _ => check(first, &worker.read_data(offset, len)),
+                    }
+                }
+            });
+        }
+    });
+    drop(disk);
+    qemu("qemu-img", &["check", "-q"], &image.path("image"));
+    let disk = open(&image, None).unwrap();
+    let mut bytes = vec![0; SIZE as usize];
+    disk.read_vectored(&[VolatileSlice::from(&mut bytes[..])], 0)
+        .unwrap();
+    check(0, &bytes);
+}
+
+/// `SECONDS` sets for how long.
+#[test]
+fn freed_space_is_not_used_while_a_request_may() {
+    let mut random = Random::new();
+    let shapes = shapes(SIZE);
+    let seconds = std::env::var("SECONDS").map_or(6, |seconds| seconds.parse().unwrap());
+    let time = Duration::from_secs(seconds) / shapes.len() as u32;
+    for shape in shapes {
+        race(&shape, time, &mut random);
     }
 }
