@@ -11,7 +11,7 @@ use common::{
     MIB, SIZE, allocated, convert, expect_same, in_dir, names, qemu_img, qemu_io, sample, sources,
     str, target,
 };
-use edgevmm_block::{BlockError, DiskPaths, Existing};
+use edgevmm_block::{BlockError, DiskOptions, DiskPaths, Existing};
 use edgevmm_image::{
     Afterwards, ImageError, Job, NewSize, TargetFormat, commit, compact, compare, create_overlay,
     info, rebase, record_base, resize,
@@ -185,6 +185,11 @@ fn a_base_that_changed_is_refused() {
         expect_accepted(&top, &base);
         let copy = dir.join("copy");
         fs::copy(&base, &copy).unwrap();
+        let direct = DiskOptions {
+            direct: true,
+            ..over(&top, &copy).open(false).unwrap()
+        };
+        edgevmm_block::open(direct).unwrap();
         let before = fs::read(&top).unwrap();
         expect_accepted(&top, &copy);
         // Which is noted, so that the next time nothing has to be read.
