@@ -123,7 +123,8 @@ const TAR: (usize, &[u8]) = (257, b"ustar");
 ///
 /// A guest decides what its raw disk begins with, so the answer for a disk that a guest may have
 /// written can be chosen by that guest. Nothing outside the image follows from it, since no file
-/// an image names is ever opened.
+/// an image names is ever opened, but for the parts of a VMDK that are named after it
+/// ([`vmdk_data_files`](crate::vmdk_data_files)).
 ///
 /// # Errors
 ///

@@ -17,7 +17,7 @@ use crate::formats::refusal::{invalid, unsupported};
 /// The unit of everything in a log.
 const SECTOR: usize = 4096;
 /// Largest log taken, in bytes, as it is read whole. Writers make it of 1 MiB.
-const LOG_MAX: u64 = 64 << 20;
+const LOG_MAX: u64 = 16 << 20;
 /// Most sectors that a log may set to zero, 1 GiB of them, as each costs memory.
 const ZEROES_MAX: u64 = 1 << 18;
 /// How many times its length may be examined to find what is valid. Sound ones take half of it.

@@ -4,8 +4,9 @@
 //! that was not closed is read as if it had been carried out; the file stays as it is. Left out:
 //! differencing disks.
 //!
-//! Memory: at most 16 MiB of tables, and the sectors that the log changes, fewer than the log has
-//! bytes. While a file that was not closed is opened, also its log, at most 64 MiB.
+//! Memory: at most 16 MiB of tables, and for a file that was not closed the sectors that its log
+//! changes, less than the log has, which is at most 16 MiB. While such a file is opened, the log
+//! itself and an entry of it, so as much twice more.
 
 mod header;
 mod log;
