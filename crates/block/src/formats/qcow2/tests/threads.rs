@@ -124,7 +124,7 @@ impl Worker<'_> {
         let planned =
             self.random.below(2) == 0 && self.disk.plan(access, offset, len as u64, plan).unwrap();
         if planned && self.random.below(4) == 0 {
-            std::thread::sleep(Duration::from_micros(self.random.below(300)));
+            std::thread::sleep(Duration::from_micros(self.random.below(2000)));
         }
         planned
     }
@@ -244,8 +244,8 @@ fn race(shape: &Shape, time: Duration, random: &mut Random) {
                     let count = 1 + worker.random.below((all - first).min(150));
                     let (offset, len) = (first * 512, count * 512);
                     match worker.random.below(12) {
-                        0 => disk.flush().unwrap(),
-                        1..=3 => disk.discard(offset, len).unwrap(),
+                        0..=1 => disk.flush().unwrap(),
+                        2..=3 => disk.discard(offset, len).unwrap(),
                         4 => disk.write_zeroes(offset, len, true).unwrap(),
                         5..=8 => {
                             let number = worker.random.below(1 << 30);
@@ -276,5 +276,54 @@ fn freed_space_is_not_used_while_a_request_may() {
     let time = Duration::from_secs(seconds) / shapes.len() as u32;
     for shape in shapes {
         race(&shape, time, &mut random);
+    }
+}
+
+/// As above, but step by step.
+#[test]
+fn a_planned_write_keeps_what_it_goes_to() {
+    const CLUSTER: u64 = 4096;
+    let shape = &shapes(SIZE)[1];
+    assert_eq!(shape.options.cluster_size, CLUSTER);
+    let image = Image::new(shape);
+    let disk = open(&image, None).unwrap();
+    let write = |cluster: u64, byte: u8| {
+        let mut data = vec![byte; CLUSTER as usize];
+        let bufs = [VolatileSlice::from(&mut data[..])];
+        disk.write_vectored(&bufs, cluster * CLUSTER).unwrap();
+    };
+    let read = |cluster: u64| {
+        let mut data = vec![0xee; CLUSTER as usize];
+        let bufs = [VolatileSlice::from(&mut data[..])];
+        disk.read_vectored(&bufs, cluster * CLUSTER).unwrap();
+        data
+    };
+    write(0, 1);
+    disk.flush().unwrap();
+    for round in 1..4 {
+        let mut plan = Plan::default();
+        let planned = disk.plan(Access::Write, 0, CLUSTER, &mut plan).unwrap();
+        assert!(planned);
+        let piece = plan.pieces().next().unwrap().clone();
+        disk.discard(0, CLUSTER).unwrap();
+        for more in 0..3 {
+            disk.flush().unwrap();
+            // A place that is free must be another one.
+            write(round * 4 + more, 2);
+        }
+        let late = vec![9; CLUSTER as usize];
+        piece.file.unwrap().write_buf(&late, piece.offset).unwrap();
+        for more in 0..3 {
+            assert_eq!(read(round * 4 + more), [2; CLUSTER as usize]);
+        }
+        plan.end();
+        // Now it is free indeed, and the next to be taken.
+        disk.discard(round * 4 * CLUSTER, CLUSTER).unwrap();
+        disk.flush().unwrap();
+        disk.flush().unwrap();
+        let len = image.file.metadata().unwrap().len();
+        write(0, 1);
+        disk.flush().unwrap();
+        assert_eq!(image.file.metadata().unwrap().len(), len);
     }
 }
