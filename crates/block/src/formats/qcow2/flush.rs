@@ -26,6 +26,8 @@ use super::image::{Image, Meta};
 use super::{refcounts, tables};
 use crate::host::HostFile;
 
+/// Bytes of memory that are kept from one flush to the next.
+const KEPT_MEMORY: usize = 1 << 20;
 /// Bytes of the file that hold the fields of the header: one sector, which is written as a whole
 /// or not at all.
 pub const HEAD_LEN: usize = 512;
@@ -379,6 +381,7 @@ impl Image {
 impl Batch {
     fn clear(&mut self) {
         self.memory.clear();
+        self.memory.shrink_to(KEPT_MEMORY);
         for pieces in [
             &mut self.first,
             &mut self.changes,

@@ -40,8 +40,8 @@ impl fmt::Display for Use {
 /// The clusters that an image's metadata is in.
 #[derive(Debug, Default)]
 pub struct Places {
-    /// Runs of clusters; few.
-    runs: Vec<(Range<u64>, Use)>,
+    /// Runs of clusters, by their first; none overlaps another.
+    runs: BTreeMap<u64, (u64, Use)>,
     /// Single clusters known from the start, in order: twice the cluster, plus one for a refcount
     /// block. There are as many as the L1 table has entries.
     old: Vec<u64>,
@@ -79,7 +79,7 @@ impl Places {
             if let Some((other, cluster)) = places.find(&run) {
                 return Err((what, other, cluster));
             }
-            places.runs.push((run, what));
+            places.add_run(run, what);
         }
         Ok(places)
     }
@@ -97,10 +97,9 @@ impl Places {
         if let Some((cluster, what)) = self.new.range(clusters.clone()).next() {
             return Some((*what, *cluster));
         }
-        self.runs.iter().find_map(|(run, what)| {
-            let start = run.start.max(clusters.start);
-            (start < run.end.min(clusters.end)).then_some((*what, start))
-        })
+        let (start, (end, what)) = self.runs.range(..clusters.end).next_back()?;
+        let first = *start.max(&clusters.start);
+        (first < *end && first < clusters.end).then_some((*what, first))
     }
 
     /// Adds a cluster.
@@ -117,12 +116,18 @@ impl Places {
 
     /// Adds a run of clusters.
     pub fn add_run(&mut self, clusters: Range<u64>, what: Use) {
-        self.runs.push((clusters, what));
+        self.runs.insert(clusters.start, (clusters.end, what));
     }
 
     /// Drops a run that was added as it is here.
     pub fn remove_run(&mut self, clusters: &Range<u64>) {
-        self.runs.retain(|(run, _)| run != clusters);
+        if self
+            .runs
+            .get(&clusters.start)
+            .is_some_and(|(end, _)| *end == clusters.end)
+        {
+            self.runs.remove(&clusters.start);
+        }
     }
 }
 
@@ -146,7 +151,9 @@ mod tests {
         let mut places = Places::new(runs, [9, 7].into_iter(), [2].into_iter()).unwrap();
         assert_eq!(places.find(&(0..100)), Some((Use::RefcountBlock, 2)));
         assert_eq!(places.find(&(3..100)), Some((Use::L2, 7)));
-        assert_eq!(places.find(&(3..7)), Some((Use::L1, 4)));
+        assert_eq!(places.find(&(3..6)), Some((Use::L1, 4)));
+        assert_eq!(places.find(&(5..6)), Some((Use::L1, 5)));
+        assert_eq!(places.find(&(6..7)), None);
         assert_eq!(places.find(&(0..1)), Some((Use::Header, 0)));
         assert_eq!(places.find(&(10..100)), None);
         assert_eq!(places.find(&(7..7)), None);

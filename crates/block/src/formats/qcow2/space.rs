@@ -344,3 +344,136 @@ impl Space {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::formats::qcow2::damage::ImageFile;
+    use crate::host::HostFile;
+
+    const LAYOUT: Layout = Layout {
+        version: 3,
+        cluster_bits: 9,
+        refcount_order: 4,
+        extended: false,
+        external: false,
+    };
+    /// Refcounts in a block, and so in a slice.
+    const BLOCK: u64 = 256;
+
+    /// A file of `clusters` clusters. The first three have a header and the refcounts, and those
+    /// that `used` tells are in use as well.
+    fn space(clusters: u64, fixed: bool, used: impl Fn(u64) -> bool) -> Space {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(clusters << 9).unwrap();
+        let host = HostFile::new(file, "test", false).unwrap();
+        let file = Arc::new(ImageFile::new(Arc::new(host)).unwrap());
+        let mut refcounts = Refcounts::new(file, LAYOUT, vec![0; 64], 512, 1 << 20);
+        let mut places = Places::default();
+        places.add_run(0..1, Use::Header);
+        places.add_run(1..2, Use::RefcountTable);
+        for (block, at) in (0..clusters.div_ceil(BLOCK)).zip(2..) {
+            refcounts.add_block(block * BLOCK, at).unwrap();
+            places.add(at, Use::RefcountBlock);
+        }
+        let first = 2 + clusters.div_ceil(BLOCK);
+        for cluster in (0..clusters).filter(|it| *it < first || used(*it)) {
+            refcounts.set(cluster, 1).unwrap();
+        }
+        Space::new(LAYOUT, refcounts, places, clusters << 9, fixed)
+    }
+
+    fn take(space: &mut Space, most: u64) -> (Range<u64>, bool) {
+        let found = space.allocate(most).unwrap();
+        (found.clusters, found.fresh)
+    }
+
+    #[test]
+    fn gaps_are_used_if_they_are_wide_enough() {
+        let gaps = [10..12, 20..25, 300..400];
+        let mut space = space(600, false, |it| !gaps.iter().any(|gap| gap.contains(&it)));
+        assert_eq!(take(&mut space, 1), (10..11, false));
+        assert_eq!(take(&mut space, 5), (20..25, false));
+        assert_eq!(take(&mut space, 1), (11..12, false));
+        assert_eq!(take(&mut space, 50), (300..350, false));
+        // There is nothing as wide.
+        assert_eq!(take(&mut space, 70), (600..670, true));
+        let mut seen = Vec::new();
+        for _ in 0..51 {
+            seen.push(take(&mut space, 1).0.start);
+        }
+        seen.sort_unstable();
+        let expected: Vec<u64> = (350..400).chain([670]).collect();
+        assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn what_is_freed_is_taken_again() {
+        let mut space = space(20, false, |_| true);
+        assert_eq!(take(&mut space, 30), (20..50, true));
+        for cluster in [25, 26, 27, 40] {
+            space.free(cluster).unwrap();
+        }
+        assert_eq!(take(&mut space, 3), (25..28, false));
+        assert_eq!(take(&mut space, 3), (50..53, true));
+        assert_eq!(take(&mut space, 1), (40..41, false));
+    }
+
+    #[test]
+    fn blocks_are_added_and_the_table_moves() {
+        let mut space = space(20, false, |_| true);
+        let mut taken = 0;
+        // The table of one cluster has 64 blocks of 256 refcounts.
+        while space.refcounts.outgrown().is_none() {
+            let found = space.allocate(100).unwrap().clusters;
+            assert!(space.places.find(&found).is_none());
+            for cluster in found.clone() {
+                assert_eq!(space.refcounts.get(cluster).unwrap(), 1);
+            }
+            taken += found.end - found.start;
+        }
+        assert!(taken > 63 * BLOCK);
+        let old = space.place_table().unwrap();
+        assert_eq!(old, [1..2]);
+        let new = space.refcounts.place();
+        assert!(new.end - new.start > 1);
+        assert_eq!(
+            space.places.find(&new),
+            Some((Use::RefcountTable, new.start))
+        );
+        assert!(space.place_table().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_block_device_has_an_end() {
+        let mut space = space(700, true, |it| it % 100 == 0);
+        let mut taken = Vec::new();
+        while let Ok(found) = space.allocate(150) {
+            assert!(!found.fresh, "it may hold anything");
+            taken.extend(found.clusters);
+        }
+        assert!(taken.len() == 700 - 5 - 6, "{}", taken.len());
+        assert!(
+            taken
+                .iter()
+                .all(|cluster| *cluster < 700 && cluster % 100 != 0)
+        );
+        taken.sort_unstable();
+        taken.dedup();
+        assert_eq!(taken.len(), 700 - 5 - 6);
+        space.free(123).unwrap();
+        assert_eq!(take(&mut space, 9), (123..124, false));
+        assert_eq!(
+            space.allocate(1).unwrap_err().kind(),
+            io::ErrorKind::StorageFull
+        );
+        assert_eq!(
+            space.allocate_run(2).unwrap_err().kind(),
+            io::ErrorKind::StorageFull
+        );
+    }
+}

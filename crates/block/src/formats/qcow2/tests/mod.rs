@@ -4,6 +4,7 @@
 
 mod faults;
 mod power_cut;
+mod repair;
 mod replay;
 mod setup;
 mod threads;
