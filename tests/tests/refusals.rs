@@ -151,7 +151,12 @@ fn a_data_file_that_was_not_given() -> Result<()> {
                 "1M",
             ],
         )?;
-        refused(host, &["evil.qcow2"], 1, &["evil.qcow2", "in another file", "data_file="])
+        refused(
+            host,
+            &["evil.qcow2"],
+            1,
+            &["evil.qcow2", "in another file", "data_file="],
+        )
     })
 }
 

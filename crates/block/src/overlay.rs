@@ -1,6 +1,6 @@
 //! Overlays that stay: qcow2 images that keep what is written over a base, from run to run.
 //!
-//! An overlay knows what its base was like, by a [`Fingerprint`] in a header extension, which other
+//! An overlay knows what its base was like, by a fingerprint in a header extension, which other
 //! programs keep as they found it. Wherever a chain of files is opened, each overlay in it is
 //! checked against what lies below it, and refused over anything else. Overlays that other programs
 //! made have no such extension, and are taken as they are.
