@@ -317,7 +317,7 @@ fn headers_are_changed_and_the_rest_is_kept() {
         })
         .unwrap();
         let told = describe(&image);
-        assert_eq!(told.extensions, [extension.clone()]);
+        assert_eq!(told.extensions, std::slice::from_ref(&extension));
         assert_eq!(told.backing.unwrap().format.as_deref(), Some("raw"));
         assert_clean(&image);
         assert!(as_qemu_reads(&image, "qcow2") == before);

@@ -18,6 +18,10 @@ use vm_memory::VolatileSlice;
 use super::identity;
 
 /// MTU of user networks, the largest that passt takes: it has no other way to move much at once.
+///
+/// DHCP alone tells it to the guest. As the device's own MTU it would size the receive buffers of
+/// whatever driver comes first, and iPXE can't get as much memory: its DHCP then fails. A guest
+/// that does not ask DHCP for an MTU keeps its 1500, which passt heeds on each connection.
 const USER_MTU: u16 = 65_520;
 
 /// Why a machine's network interfaces can't be had.
@@ -109,7 +113,7 @@ pub(super) fn open(
             NetBackendConfig::Tap { tap } => {
                 let (backend, mtu) =
                     open_tap(tap).map_err(|source| NetworkError::Tap { index, source })?;
-                (Box::new(backend), mtu)
+                (Box::new(backend), Some(mtu))
             }
             NetBackendConfig::User {
                 forwards,
@@ -127,7 +131,7 @@ pub(super) fn open(
                     passt,
                     gone: false,
                 });
-                (Box::new(PasstBackend(socket)), USER_MTU)
+                (Box::new(PasstBackend(socket)), None)
             }
         };
         nics.push(OpenNic {
@@ -138,14 +142,14 @@ pub(super) fn open(
     Ok((nics, helpers))
 }
 
-fn device_config(index: usize, net: &NetConfig, uuid: Uuid, mtu: u16) -> net::NetConfig {
+fn device_config(index: usize, net: &NetConfig, uuid: Uuid, mtu: Option<u16>) -> net::NetConfig {
     let mac = net.mac.unwrap_or_else(|| identity::mac(uuid, index));
     net::NetConfig {
         name: format!("net{index}"),
         mac: mac.0,
         // The guest is told, so that it neither sends what the host's network can't carry nor has
         // too little room for what comes from there.
-        mtu: Some(mtu),
+        mtu,
     }
 }
 

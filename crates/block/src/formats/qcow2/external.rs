@@ -53,6 +53,7 @@ impl Qcow2Disk {
     /// same.
     pub(super) fn preallocate(&self, start: u64, end: u64) -> io::Result<()> {
         let image = &*self.image;
+        let _pin = image.in_flight.join();
         let layout = image.layout;
         let (mut cluster, end) = (layout.cluster_of(start), layout.clusters(end));
         while cluster < end {

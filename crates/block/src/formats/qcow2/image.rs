@@ -148,7 +148,8 @@ impl Image {
     }
 
     /// Gets the slice with this key into the cache and returns its slot, or none if there is no
-    /// such table. The lock may be released meanwhile.
+    /// such table. The lock may be released meanwhile, so the caller has a pin: the table must not
+    /// be freed while it is read.
     pub(super) fn slice<'a>(
         &'a self,
         mut meta: Guard<'a>,

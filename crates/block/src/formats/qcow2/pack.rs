@@ -48,6 +48,7 @@ impl Qcow2Disk {
     /// Writes compressed data to some new place. Returns whether there can be one.
     fn write_packed_bytes(&self, offset: u64, packed: &[u8]) -> io::Result<bool> {
         let image = &*self.image;
+        let _pin = image.in_flight.join();
         image.make_room()?;
         let cluster = image.layout.cluster_of(offset);
         let clusters = cluster..cluster + 1;

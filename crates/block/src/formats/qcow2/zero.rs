@@ -85,6 +85,7 @@ impl Qcow2Disk {
 
     /// Gives a range of whole clusters, or subclusters, its fate.
     fn change(&self, range: Range<u64>, fate: Fate) -> io::Result<()> {
+        let _pin = self.image.in_flight.join();
         let mut at = range.start;
         while at < range.end {
             self.image.make_room()?;

@@ -32,9 +32,6 @@ const QUEUE_SIZE: u16 = 256;
 /// Chains' worth of slices that a receive queue holds ahead.
 const RX_CHAINS: usize = 2;
 
-/// MTU where neither we nor the guest say another.
-const DEFAULT_MTU: u16 = 1500;
-
 /// What a backend with headers makes possible.
 const OFFLOADS: u64 = 1 << VIRTIO_NET_F_CSUM
     | 1 << VIRTIO_NET_F_GUEST_CSUM
@@ -223,8 +220,10 @@ impl Net {
         if features & large != 0 {
             return MAX_FRAME as u64;
         }
-        let mtu = self.config.mtu.unwrap_or(DEFAULT_MTU);
-        (HEADER + MIN_FRAME + 4 + usize::from(mtu)) as u64
+        // A guest that chooses its MTU itself may choose the largest.
+        self.config.mtu.map_or(MAX_FRAME as u64, |mtu| {
+            (HEADER + MIN_FRAME + 4 + usize::from(mtu)) as u64
+        })
     }
 
     /// Sorts the queues to pairs and starts a handler for each.

@@ -118,7 +118,7 @@ impl Checker<'_> {
                 return Ok(start..at);
             }
         }
-        Err(io::ErrorKind::StorageFull.into())
+        Err(io::Error::from_raw_os_error(libc::ENOSPC))
     }
 
     /// Writes new refcounts: those of the blocks with these numbers, and a table of `table`
