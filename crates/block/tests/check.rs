@@ -12,7 +12,7 @@ use edgevmm_block::BlockError;
 use edgevmm_block::qcow2::{CheckReport, Repair, check};
 use tempfile::TempDir;
 
-const SIZE: u64 = 9 << 20;
+const SIZE: u64 = 4 << 20;
 const COPIED: u64 = 1 << 63;
 
 /// What `qemu-img check` finds: corruptions and leaks. None if it gives up.
@@ -214,7 +214,7 @@ fn behind_the_end(report: &CheckReport, bytes: &[u8]) -> u64 {
 fn damage_is_found_and_mended_as_by_qemu() {
     let dir = TempDir::new().unwrap();
     let mut random = Random::new();
-    let rounds = std::env::var("ROUNDS").map_or(40, |rounds| rounds.parse().unwrap());
+    let rounds = std::env::var("ROUNDS").map_or(32, |rounds| rounds.parse().unwrap());
     let (mut found, mut mended) = (0, 0);
     for shape in SHAPES {
         let image = image(&dir, "image", shape, &mut random);

@@ -22,8 +22,8 @@ use crate::host::record::{Event, Recorder, Recording};
 use crate::stack::Stack;
 use crate::{BlockBackend, BlockError, VolatileSlice};
 
-pub const SIZE: u64 = 1 << 20;
-const GROWN: u64 = SIZE + (1 << 19);
+pub const SIZE: u64 = 1 << 19;
+const GROWN: u64 = SIZE + (1 << 18);
 const SECTORS: u64 = SIZE / 512;
 const GROWN_SECTORS: u64 = GROWN / 512;
 

@@ -68,7 +68,7 @@ fn a_repair_may_be_interrupted() {
         mend_refcounts(&host(&image.file, Some(recording))).unwrap();
         check(&image, shape.name);
         let events = recorder.take();
-        for _ in 0..6 {
+        for _ in 0..4 {
             let count = random.below(events.len() as u64 + 1) as usize;
             let left = crash(&before, &events[..count], &mut random).remove(0);
             image.file.set_len(0).unwrap();

@@ -187,7 +187,7 @@ fn work(shape: &Shape, time: Duration, random: &mut Random) {
 fn threads_do_not_disturb_each_other() {
     let mut random = Random::new();
     let shapes = shapes(SIZE);
-    let seconds = std::env::var("SECONDS").map_or(6, |seconds| seconds.parse().unwrap());
+    let seconds = std::env::var("SECONDS").map_or(3, |seconds| seconds.parse().unwrap());
     let time = Duration::from_secs(seconds) / shapes.len() as u32;
     for shape in shapes {
         work(&shape, time, &mut random);
@@ -272,7 +272,7 @@ fn race(shape: &Shape, time: Duration, random: &mut Random) {
 fn freed_space_is_not_used_while_a_request_may() {
     let mut random = Random::new();
     let shapes = shapes(SIZE);
-    let seconds = std::env::var("SECONDS").map_or(6, |seconds| seconds.parse().unwrap());
+    let seconds = std::env::var("SECONDS").map_or(3, |seconds| seconds.parse().unwrap());
     let time = Duration::from_secs(seconds) / shapes.len() as u32;
     for shape in shapes {
         race(&shape, time, &mut random);
