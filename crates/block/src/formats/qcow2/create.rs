@@ -224,7 +224,8 @@ impl Plan {
     }
 }
 
-fn header(options: &CreateOptions) -> Result<Header, String> {
+/// Checks what the format asks of options; returns the binary logarithm of the cluster size.
+fn check(options: &CreateOptions) -> Result<u32, String> {
     let CreateOptions {
         size,
         cluster_size,
@@ -257,10 +258,15 @@ fn header(options: &CreateOptions) -> Result<Header, String> {
         2 => return Err("version 2 of the format has none of these features".into()),
         _ => return Err(format!("there is no version {version} of the format")),
     }
+    Ok(cluster_bits)
+}
+
+fn header(options: &CreateOptions) -> Result<Header, String> {
+    let cluster_bits = check(options)?;
     let mut header = Header {
-        version,
+        version: options.version,
         cluster_bits,
-        size,
+        size: options.size,
         crypt_method: 0,
         l1_offset: 0,
         l1_entries: 0,
@@ -271,7 +277,7 @@ fn header(options: &CreateOptions) -> Result<Header, String> {
         incompatible: 0,
         compatible: 0,
         autoclear: 0,
-        refcount_order: refcount_bits.trailing_zeros(),
+        refcount_order: options.refcount_bits.trailing_zeros(),
         compression: options.compression,
         more_fields: Vec::new(),
         backing: options.backing.clone(),

@@ -10,6 +10,7 @@ mod create;
 mod damage;
 mod describe;
 mod disk;
+mod encode;
 mod entry;
 mod external;
 mod flush;

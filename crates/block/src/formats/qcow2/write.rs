@@ -250,48 +250,11 @@ impl Image {
         let left = layout.slice_entries() - first as u64;
         let end = layout.clusters(range.end).min(start + left);
         let head = self.entry(meta, slot, first, start)?;
-        let place_of = |entry: Entry| match entry.place {
-            Place::At { offset, own: true } => Some(offset),
-            _ => None,
-        };
-        let own = place_of(head);
-        // As many clusters as are alike: all without a place of their own, or all with one that is
-        // behind the one before.
-        let mut tail = head;
-        let mut count = 1;
-        while start + count < end && !meta.is_busy(&(start + count..start + count + 1)) {
-            let at = first + usize::try_from(count).unwrap_or(0);
-            let next = self.entry(meta, slot, at, start + count)?;
-            let wanted = own.map(|place| place + (count << layout.cluster_bits));
-            if place_of(next) != wanted || (own.is_some() && next.data == layout.all_subclusters())
-            {
-                break;
-            }
-            tail = next;
-            count += 1;
-        }
-        let (place, taken, fresh) = match own {
-            Some(place) => {
-                self.check_data(start << layout.cluster_bits, place)?;
-                self.check_no_metadata(meta, place, count << layout.cluster_bits)?;
-                (place, false, false)
-            }
-            None if layout.external => (start << layout.cluster_bits, false, false),
-            None => {
-                let found = meta.space()?.allocate(count)?;
-                let got = found.clusters.end - found.clusters.start;
-                if got < count {
-                    count = got;
-                    let at = first + usize::try_from(count - 1).unwrap_or(0);
-                    tail = self.entry(meta, slot, at, start + count - 1)?;
-                }
-                (
-                    found.clusters.start << layout.cluster_bits,
-                    true,
-                    found.fresh,
-                )
-            }
-        };
+        let own = own_place(head);
+        let alike = self.alike(meta, slot, first, start..end, own)?;
+        let (place, count, fresh) = self.take_place(meta, start, own, alike)?;
+        let tail = first + usize::try_from(count - 1).unwrap_or(0);
+        let tail = self.entry(meta, slot, tail, start + count - 1)?;
         let clusters = start..start + count;
         let written = range.start..range.end.min(clusters.end << layout.cluster_bits);
         let filled = self.filled(&clusters, &written, head, tail);
@@ -302,11 +265,59 @@ impl Image {
             slot,
             first,
             place,
-            taken,
+            taken: own.is_none() && !layout.external,
             fresh,
             written,
             filled,
         })
+    }
+
+    /// How many of `clusters`, the first of which has the entry `first` in the slice at `slot` and
+    /// its place at `own`, are like that: all without a place of their own, or each with one that
+    /// is behind the one before.
+    fn alike(
+        &self,
+        meta: &Meta,
+        slot: usize,
+        first: usize,
+        clusters: Range<u64>,
+        own: Option<u64>,
+    ) -> io::Result<u64> {
+        let layout = self.layout;
+        let mut count = 1;
+        for (cluster, at) in (clusters.start + 1..clusters.end).zip(first + 1..) {
+            let next = self.entry(meta, slot, at, cluster)?;
+            let wanted = own.map(|place| place + (count << layout.cluster_bits));
+            let done = own.is_some() && next.data == layout.all_subclusters();
+            if meta.is_busy(&(cluster..cluster + 1)) || own_place(next) != wanted || done {
+                break;
+            }
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// A place for up to `count` clusters of the disk from `start` on, which have one at `own` or
+    /// none; for how many, and whether it reads as zeroes.
+    fn take_place(
+        &self,
+        meta: &mut Meta,
+        start: u64,
+        own: Option<u64>,
+        count: u64,
+    ) -> io::Result<(u64, u64, bool)> {
+        let bits = self.layout.cluster_bits;
+        if let Some(place) = own {
+            self.check_data(start << bits, place)?;
+            self.check_no_metadata(meta, place, count << bits)?;
+            return Ok((place, count, false));
+        }
+        if self.layout.external {
+            return Ok((start << bits, count, false));
+        }
+        let found = meta.space()?.allocate(count)?;
+        let got = found.clusters.end - found.clusters.start;
+        Ok((found.clusters.start << bits, got, found.fresh))
     }
 
     /// What has to be in the new places of `clusters`, of which `written` is written; `head` and
@@ -370,5 +381,13 @@ impl Image {
             meta.tables
                 .set_entry(moved.slot, at, Entry { place, data, zero });
         }
+    }
+}
+
+/// Where the place is that a cluster has for itself.
+fn own_place(entry: Entry) -> Option<u64> {
+    match entry.place {
+        Place::At { offset, own: true } => Some(offset),
+        _ => None,
     }
 }

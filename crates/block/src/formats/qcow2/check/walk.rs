@@ -177,13 +177,7 @@ impl Checker<'_> {
             match entry.place {
                 Place::None => {}
                 Place::At { offset, .. } if layout.external => {
-                    if offset != (first + at as u64) << layout.cluster_bits {
-                        self.corrupt(format!(
-                            "The data of cluster {} is said to be at offset {offset} of the data \
-                             file",
-                            first + at as u64
-                        ));
-                    }
+                    self.check_external(first + at as u64, offset);
                     self.note_data(active, offset, &mut expected);
                 }
                 Place::At { offset, .. } => {
@@ -207,6 +201,14 @@ impl Checker<'_> {
             }
         }
         Ok(())
+    }
+
+    fn check_external(&mut self, cluster: u64, offset: u64) {
+        if offset != cluster << self.layout.cluster_bits {
+            self.corrupt(format!(
+                "The data of cluster {cluster} is said to be at offset {offset} of the data file"
+            ));
+        }
     }
 
     fn note_data(&mut self, active: bool, offset: u64, expected: &mut Option<u64>) {
