@@ -57,6 +57,9 @@ impl Pair {
         }
     }
 
+    /// Receives, and sends what the guest has to say to it. Were that to wait for its own turn, a
+    /// flood from the host would leave it behind, and iPXE for one puts its answers into the ring
+    /// without looking whether there is room.
     fn receive(&mut self) -> io::Result<()> {
         let Some(rx) = &mut self.rx else {
             return Ok(());
@@ -69,7 +72,7 @@ impl Pair {
             RxProgress::NoFrame | RxProgress::BudgetSpent => true,
             RxProgress::NoBuffers | RxProgress::Halted => false,
         };
-        Ok(())
+        self.send()
     }
 
     fn send(&mut self) -> io::Result<()> {

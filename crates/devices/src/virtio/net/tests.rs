@@ -180,6 +180,21 @@ fn frame(len: usize) -> Vec<u8> {
 }
 
 #[test]
+fn what_the_guest_sends_has_its_turn_with_what_it_receives() {
+    let mut rig = Rig::new(false);
+    rig.post(1, 1536);
+    // No kick: as if that were far behind in the queue of events.
+    let sent = frame(12 + 60);
+    rig.tx().write(DATA + 0x8000, &sent);
+    rig.tx().add(&[readable(DATA + 0x8000, 72)]);
+    rig.hosts[0].send(&frame(100)).unwrap();
+    assert_eq!(rig.rx().wait_used(), (0, 112));
+    let mut got = [0; 200];
+    assert_eq!(rig.hosts[0].recv(&mut got).unwrap(), 60);
+    assert_eq!(got[..60], sent[12..]);
+}
+
+#[test]
 fn a_frame_may_take_several_buffers() {
     let mut rig = Rig::new(true);
     rig.post(100, 1536);
