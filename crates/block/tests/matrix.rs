@@ -45,6 +45,8 @@ struct Kind {
     own: bool,
     /// QEMU has put all its tables there already.
     preallocated: bool,
+    /// It is used without the page cache.
+    direct: bool,
 }
 
 impl Kind {
@@ -59,6 +61,7 @@ impl Kind {
         };
         let (lazy_refcounts, zstd) = (new && one_in(4), new && one_in(3));
         let (snapshots, own, preallocated) = (one_in(3), one_in(2), one_in(8));
+        let direct = one_in(4);
         let snapshots = snapshots && data == Data::Inside;
         let below = match random.below(6) {
             _ if data == Data::RawExternal => Below::Nothing,
@@ -98,6 +101,7 @@ impl Kind {
             snapshots,
             own,
             preallocated: preallocated && below == Below::Nothing && !own,
+            direct,
         }
     }
 }
@@ -198,6 +202,7 @@ impl Image {
     fn options(&self) -> DiskOptions {
         let below: Vec<&Path> = self.below.iter().map(PathBuf::as_path).collect();
         let mut options = options(&self.path, &below);
+        options.direct = self.kind.direct;
         options.data_files = self
             .data
             .iter()
@@ -285,7 +290,8 @@ fn make_below(dir: &TempDir, kind: &Kind, random: &mut Random) -> Option<PathBuf
 }
 
 fn round(random: &mut Random) {
-    let dir = TempDir::new().unwrap();
+    // The temporary directory may be a tmpfs, which has no direct I/O before Linux 6.6.
+    let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let kind = Kind::pick(random);
     println!("{kind:?}");
     let image = Image::new(&dir, kind, random);
