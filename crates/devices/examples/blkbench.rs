@@ -15,7 +15,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use edgevmm_block::{DiskOptions, open};
+use edgevmm_block::engine::{Ending, Engine, Helper, Operation, Request};
+use edgevmm_block::{BlockBackend, DiskOptions, open};
 use edgevmm_devices::GuestMemory;
 use edgevmm_devices::platform::{MachineControl, MachineRequest};
 use edgevmm_devices::virtio::block::{Aio, Block, BlockConfig};
@@ -39,8 +40,8 @@ const DATA: u64 = 0x100_0000;
 enum Way {
     /// Through virtqueues.
     Virtio,
-    /// By calls, one after the other.
-    Calls,
+    /// To the engine, from its own thread, as `qemu-img bench` does it.
+    Engine,
 }
 
 /// What is to be measured.
@@ -68,6 +69,16 @@ struct Job {
     threads: bool,
 }
 
+impl Job {
+    fn aio(&self) -> Aio {
+        if self.threads {
+            Aio::Threads
+        } else {
+            Aio::Auto
+        }
+    }
+}
+
 fn one() -> u16 {
     1
 }
@@ -90,6 +101,16 @@ struct Offsets {
     next: u64,
     step: u64,
     size: u64,
+}
+
+impl Offsets {
+    fn new(job: &Job, size: u64) -> Self {
+        Self {
+            next: 0,
+            step: job.step,
+            size: size / u64::from(job.block) * u64::from(job.block),
+        }
+    }
 }
 
 impl Iterator for Offsets {
@@ -185,8 +206,7 @@ impl Queue {
                 };
                 let slot = self.slots.iter().position(taken).unwrap();
                 let (_, start) = self.slots[slot].take().unwrap();
-                self.latencies
-                    .push(u64::try_from(start.elapsed().as_nanos()).unwrap());
+                self.latencies.push(nanos(start));
                 assert_eq!(len, if job.write { 1 } else { job.block + 1 });
                 done += 1;
                 any = true;
@@ -205,16 +225,13 @@ impl Queue {
 }
 
 fn by_virtio(job: &Job) -> Outcome {
-    let mut options = DiskOptions::new(file(job), "disk");
-    options.direct = job.direct;
-    options.read_only = !job.write;
-    let disk = open(options).unwrap();
-    let size = disk.size() / u64::from(job.block) * u64::from(job.block);
+    let disk = open_disk(job);
+    let size = disk.size();
     let config = BlockConfig {
         name: "blk0".into(),
         serial: "bench".into(),
         queues: job.queues,
-        aio: if job.threads { Aio::Threads } else { Aio::Auto },
+        aio: job.aio(),
         ..BlockConfig::default()
     };
     let mut block = Block::new(config, disk, Arc::new(NoControl));
@@ -236,8 +253,7 @@ fn by_virtio(job: &Job) -> Outcome {
                     next: size / u64::from(job.queues) / u64::from(job.block)
                         * u64::from(job.block)
                         * u64::from(index),
-                    step: job.step,
-                    size,
+                    ..Offsets::new(job, size)
                 },
                 event: interrupts.events[usize::from(index)].try_clone().unwrap(),
                 base: base + HEADERS,
@@ -278,38 +294,70 @@ fn by_virtio(job: &Job) -> Outcome {
     outcome(latencies, seconds, cpu, interrupts)
 }
 
-fn by_calls(job: &Job) -> Outcome {
-    let mut options = DiskOptions::new(file(job), "disk");
-    options.direct = job.direct;
-    options.read_only = !job.write;
-    let disk = open(options).unwrap();
+fn by_engine(job: &Job) -> Outcome {
+    let disk = open_disk(job);
     let block = job.block as usize;
-    let memory: GuestMemory = GuestMemory::from_ranges(&[(GuestAddress(0), block)]).unwrap();
-    let slice = memory.get_slice(GuestAddress(0), block).unwrap();
-    let bufs = [slice];
-    let size = disk.size() / u64::from(job.block) * u64::from(job.block);
+    let bytes = block * job.depth;
+    let memory: GuestMemory = GuestMemory::from_ranges(&[(GuestAddress(0), bytes)]).unwrap();
+    let buffer = |slot| {
+        let at = GuestAddress((slot * block) as u64);
+        [memory.get_slice(at, block).unwrap()]
+    };
+    let helper = Arc::new(Helper::new("helper".into(), disk.clone()));
+    let mut engine = Engine::new(disk.clone(), helper, job.aio(), &[], Arc::default()).unwrap();
+    let mut offsets = Offsets::new(job, disk.size());
     let mut latencies = Vec::with_capacity(job.count);
+    let mut starts = vec![Instant::now(); job.depth];
+    let mut ready: Vec<usize> = (0..job.depth).collect();
+    let mut sent = 0;
     let before = process_cpu();
     let start = Instant::now();
-    let mut last = start;
-    for offset in (Offsets {
-        next: 0,
-        step: job.step,
-        size,
-    })
-    .take(job.count)
-    {
-        if job.write {
-            disk.write_vectored(&bufs, offset).unwrap();
-        } else {
-            disk.read_vectored(&bufs, offset).unwrap();
+    while latencies.len() < job.count {
+        while sent < job.count
+            && let Some(slot) = ready.pop()
+        {
+            let request = Request {
+                operation: if job.write {
+                    Operation::Write
+                } else {
+                    Operation::Read
+                },
+                offset: offsets.next().unwrap(),
+                len: job.block.into(),
+            };
+            starts[slot] = Instant::now();
+            sent += 1;
+            // SAFETY: the memory is mapped to the end of this function.
+            if let Some(result) = unsafe { engine.begin(slot, request, &buffer(slot)) } {
+                result.unwrap();
+                latencies.push(nanos(starts[slot]));
+                ready.push(slot);
+            }
         }
-        let now = Instant::now();
-        latencies.push(u64::try_from((now - last).as_nanos()).unwrap());
-        last = now;
+        let mut any = false;
+        while let Some((slot, ending)) = engine.ended() {
+            assert!(matches!(ending, Ending::Done(Ok(()))), "{ending:?}");
+            latencies.push(nanos(starts[slot]));
+            ready.push(slot);
+            any = true;
+        }
+        if !any && latencies.len() < job.count {
+            engine.wait(None).unwrap();
+        }
     }
     let seconds = start.elapsed().as_secs_f64();
     outcome(latencies, seconds, process_cpu() - before, 0)
+}
+
+fn nanos(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_nanos()).unwrap()
+}
+
+fn open_disk(job: &Job) -> Arc<dyn BlockBackend> {
+    let mut options = DiskOptions::new(file(job), "disk");
+    options.direct = job.direct;
+    options.read_only = !job.write;
+    open(options).unwrap()
 }
 
 fn file(job: &Job) -> File {
@@ -367,7 +415,7 @@ fn main() {
     let job: Job = serde_json::from_str(&std::env::args().nth(1).unwrap()).unwrap();
     let outcome = match job.way {
         Way::Virtio => by_virtio(&job),
-        Way::Calls => by_calls(&job),
+        Way::Engine => by_engine(&job),
     };
     println!("{}", serde_json::to_string(&outcome).unwrap());
 }
