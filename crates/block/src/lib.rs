@@ -102,6 +102,13 @@ pub trait BlockBackend: Send + Sync + Debug {
         Ok(false)
     }
 
+    /// Whether a read or write that has no plan is likely to wait for the host's disk or to compute
+    /// for long, so that several at a time are better done by several threads.
+    fn takes_time(&self, access: Access) -> bool {
+        let _ = access;
+        true
+    }
+
     /// Tells how the bytes from `offset` are stored and for how many of `len` (at least 1) that is
     /// true.
     ///

@@ -53,6 +53,13 @@ impl Plan {
         true
     }
 
+    /// Whether a part of it bypasses the host's page cache, so that doing it takes as long as the
+    /// disk does.
+    pub fn waits_for_disk(&self) -> bool {
+        let direct = |piece: &Piece| piece.file.as_ref().is_some_and(|file| file.is_direct());
+        self.pieces().any(direct)
+    }
+
     /// Keeps `pin` until the request has ended.
     pub fn hold(&mut self, pin: Pin) {
         self.pin = pin;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use edgevmm_block::engine::{Ending, Engine, Helper, Operation, Request};
+use edgevmm_block::engine::{Ending, Engine, Helpers, Operation, Request};
 use edgevmm_block::{BlockBackend, DiskOptions, open};
 use edgevmm_devices::GuestMemory;
 use edgevmm_devices::platform::{MachineControl, MachineRequest};
@@ -303,8 +303,8 @@ fn by_engine(job: &Job) -> Outcome {
         let at = GuestAddress((slot * block) as u64);
         [memory.get_slice(at, block).unwrap()]
     };
-    let helper = Arc::new(Helper::new("helper".into(), disk.clone()));
-    let mut engine = Engine::new(disk.clone(), helper, job.aio(), &[], Arc::default()).unwrap();
+    let helpers = Arc::new(Helpers::new("helper", &disk));
+    let mut engine = Engine::new(disk.clone(), helpers, job.aio(), &[], Arc::default()).unwrap();
     let mut offsets = Offsets::new(job, disk.size());
     let mut latencies = Vec::with_capacity(job.count);
     let mut starts = vec![Instant::now(); job.depth];
@@ -327,8 +327,10 @@ fn by_engine(job: &Job) -> Outcome {
             };
             starts[slot] = Instant::now();
             sent += 1;
+            let more = sent < job.count && !ready.is_empty();
             // SAFETY: the memory is mapped to the end of this function.
-            if let Some(result) = unsafe { engine.begin(slot, request, &buffer(slot)) } {
+            let ended = unsafe { engine.begin(slot, request, &buffer(slot), more) };
+            if let Some(result) = ended {
                 result.unwrap();
                 latencies.push(nanos(starts[slot]));
                 ready.push(slot);

@@ -1,38 +1,45 @@
-//! The thread that does what would keep a queue waiting: flushes, discards, zeroing.
+//! Threads of a disk that do what would keep a queue waiting.
 //!
-//! Flushes go through it, rather than through io_uring, because several must not be under way on
-//! one file: Linux tells only one of them of an error in writing back. The kernel would need a
-//! thread for each as well.
+//! One does flushes, discards and zeroing. Flushes go through it, rather than through io_uring,
+//! because several must not be under way on one file: Linux tells only one of them of an error in
+//! writing back. The kernel would need a thread for each as well. Others do reads and writes that
+//! io_uring can't do, such as of compressed data, when there are several at a time.
 
 use std::collections::VecDeque;
 use std::io;
+use std::mem;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{Operation, Request};
-use crate::{BlockBackend, BlockError};
+use crate::{BlockBackend, BlockError, VolatileSlice};
 
+/// Threads for reads and writes.
+const TRANSFERS_MAX: usize = 4;
 /// Bytes of a discard or zeroing that are done without a look at whether it is still wanted.
 const PART: u64 = 32 << 20;
+/// How long a thread waits for more to do before it ends.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Enough for a nested image format; only touched pages cost memory.
 const STACK_SIZE: usize = 256 << 10;
 
-/// Does slow requests of a disk on a thread of its own, one after the other.
-///
-/// The thread is there from the first request on.
+/// Does slow requests of a disk on threads that are there only while there is something to do.
 #[derive(Debug)]
-pub struct Helper {
-    name: String,
-    shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+pub struct Helpers {
+    slow: Arc<Crew>,
+    transfers: Arc<Crew>,
 }
 
+/// Threads that take requests from one queue.
 #[derive(Debug)]
-struct Shared {
+struct Crew {
+    name: String,
+    most: usize,
     backend: Arc<dyn BlockBackend>,
     queue: Mutex<Queue>,
     changed: Condvar,
@@ -41,7 +48,38 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Queue {
     jobs: VecDeque<Job>,
+    /// Threads that have not ended.
+    threads: usize,
+    /// Those that wait for something to do.
+    idle: usize,
+    handles: Vec<JoinHandle<()>>,
     closed: bool,
+}
+
+/// The memory of a request.
+#[derive(Debug, Default)]
+pub struct Memory(Vec<VolatileSlice<'static>>);
+
+// SAFETY: a slice is a pointer and a length, and whoever made it one vouches for the memory.
+unsafe impl Send for Memory {}
+
+impl Memory {
+    /// Takes `bufs` in place of what was there.
+    ///
+    /// # Safety
+    /// The memory must stay mapped for as long as this value has it.
+    pub unsafe fn set(&mut self, bufs: &[VolatileSlice<'_>]) {
+        self.0.clear();
+        self.0.extend(bufs.iter().map(|buf| {
+            // SAFETY: the memory outlives this value's hold of it, as the caller vouches.
+            unsafe { VolatileSlice::new(buf.ptr_guard_mut().as_ptr(), buf.len()) }
+        }));
+    }
+
+    /// Lets go of it.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
 }
 
 /// A request, and who wants to know of its end.
@@ -49,80 +87,110 @@ struct Queue {
 pub struct Job {
     pub token: usize,
     pub request: Request,
+    pub memory: Memory,
     pub cancelled: Arc<AtomicBool>,
     pub mailbox: Arc<Mailbox>,
 }
 
-impl Helper {
-    /// A helper for `backend`, its thread to be called `name`.
-    pub fn new(name: String, backend: Arc<dyn BlockBackend>) -> Self {
-        Self {
-            name,
-            shared: Arc::new(Shared {
-                backend,
+impl Helpers {
+    /// Helpers for `backend`; the names of their threads begin with `name`.
+    pub fn new(name: &str, backend: &Arc<dyn BlockBackend>) -> Self {
+        let crew = |what, most| {
+            Arc::new(Crew {
+                name: format!("{name}-{what}"),
+                most,
+                backend: Arc::clone(backend),
                 queue: Mutex::default(),
                 changed: Condvar::new(),
-            }),
-            thread: Mutex::default(),
+            })
+        };
+        Self {
+            slow: crew("slow", 1),
+            transfers: crew("io", TRANSFERS_MAX),
         }
     }
 
     /// Takes a request. Its result comes to the mailbox, unless it is returned: then there is no
     /// thread to be had, and it was done here.
     pub fn post(&self, job: Job) -> Option<Result<(), BlockError>> {
-        if let Err(error) = self.start() {
-            tracing::warn!(%error, "There is no thread for slow disk requests");
-            return Some(perform(&*self.shared.backend, &job));
+        match job.request.operation {
+            Operation::Read | Operation::Write => self.transfers.post(job),
+            _ => self.slow.post(job),
         }
-        lock(&self.shared.queue).jobs.push_back(job);
-        self.shared.changed.notify_one();
-        None
+    }
+}
+
+impl Drop for Helpers {
+    fn drop(&mut self) {
+        for crew in [&self.slow, &self.transfers] {
+            let handles = {
+                let mut queue = lock(&crew.queue);
+                queue.closed = true;
+                mem::take(&mut queue.handles)
+            };
+            crew.changed.notify_all();
+            for handle in handles {
+                let _ = handle.join();
+            }
+        }
+    }
+}
+
+impl Crew {
+    fn post(self: &Arc<Self>, job: Job) -> Option<Result<(), BlockError>> {
+        let mut queue = lock(&self.queue);
+        queue.jobs.push_back(job);
+        if queue.jobs.len() <= queue.idle || queue.threads >= self.most {
+            self.changed.notify_one();
+            return None;
+        }
+        let Err(error) = self.start(&mut queue) else {
+            return None;
+        };
+        if queue.threads > 0 {
+            return None;
+        }
+        let job = queue.jobs.pop_back()?;
+        drop(queue);
+        tracing::warn!(%error, "There is no thread for slow disk requests");
+        Some(perform(&*self.backend, &job))
     }
 
-    fn start(&self) -> io::Result<()> {
-        let mut thread = lock(&self.thread);
-        if thread.is_none() {
-            let shared = Arc::clone(&self.shared);
-            let builder = Builder::new()
-                .name(self.name.clone())
-                .stack_size(STACK_SIZE);
-            *thread = Some(builder.spawn(move || shared.run())?);
-        }
+    fn start(self: &Arc<Self>, queue: &mut Queue) -> io::Result<()> {
+        let crew = Arc::clone(self);
+        let builder = Builder::new().name(self.name.clone());
+        let handle = builder.stack_size(STACK_SIZE).spawn(move || crew.run())?;
+        queue.handles.retain(|handle| !handle.is_finished());
+        queue.handles.push(handle);
+        queue.threads += 1;
         Ok(())
     }
-}
 
-impl Drop for Helper {
-    fn drop(&mut self) {
-        lock(&self.shared.queue).closed = true;
-        self.shared.changed.notify_one();
-        if let Some(thread) = lock(&self.thread).take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-impl Shared {
     fn run(&self) {
         while let Some(job) = self.next() {
             let result = perform(&*self.backend, &job);
-            job.mailbox.put(job.token, result);
+            job.mailbox.put(job.token, result, job.memory);
         }
     }
 
+    /// Waits for a request; none comes any more if the thread shall end.
     fn next(&self) -> Option<Job> {
         let mut queue = lock(&self.queue);
+        let mut waited = false;
         loop {
             if let Some(job) = queue.jobs.pop_front() {
                 return Some(job);
             }
-            if queue.closed {
+            if queue.closed || waited {
+                queue.threads -= 1;
                 return None;
             }
-            queue = self
-                .changed
-                .wait(queue)
-                .unwrap_or_else(PoisonError::into_inner);
+            queue.idle += 1;
+            let woken = self.changed.wait_timeout(queue, PATIENCE);
+            let (guard, timeout) = woken.unwrap_or_else(PoisonError::into_inner);
+            queue = guard;
+            queue.idle -= 1;
+            waited = timeout.timed_out();
         }
     }
 }
@@ -133,13 +201,17 @@ fn perform(backend: &dyn BlockBackend, job: &Job) -> Result<(), BlockError> {
         offset,
         len,
     } = job.request;
+    if job.cancelled.load(Ordering::Acquire) && operation != Operation::Flush {
+        return Err(BlockError::Cancelled);
+    }
     let part: &dyn Fn(u64, u64) -> Result<(), BlockError> = match operation {
         Operation::Flush => return backend.flush(),
         Operation::Discard => &|offset, len| backend.discard(offset, len),
         Operation::WriteZeroes { may_unmap } => {
             &move |offset, len| backend.write_zeroes(offset, len, may_unmap)
         }
-        Operation::Read | Operation::Write => return Err(BlockError::Cancelled),
+        Operation::Read => return backend.read_vectored(&job.memory.0, offset),
+        Operation::Write => return backend.write_vectored(&job.memory.0, offset),
     };
     let mut at = offset;
     let end = offset.saturating_add(len);
@@ -154,10 +226,13 @@ fn perform(backend: &dyn BlockBackend, job: &Job) -> Result<(), BlockError> {
     Ok(())
 }
 
+/// A request's token, how it went, and its memory.
+type Answer = (usize, Result<(), BlockError>, Memory);
+
 /// Results for one engine.
 #[derive(Debug)]
 pub struct Mailbox {
-    results: Mutex<Vec<(usize, Result<(), BlockError>)>>,
+    results: Mutex<Vec<Answer>>,
     /// Whether there are any, so that looking costs no lock.
     filled: AtomicBool,
     /// Signalled when one comes.
@@ -178,16 +253,16 @@ impl Mailbox {
         self.event.as_fd()
     }
 
-    fn put(&self, token: usize, result: Result<(), BlockError>) {
+    fn put(&self, token: usize, result: Result<(), BlockError>, memory: Memory) {
         let mut results = lock(&self.results);
-        results.push((token, result));
+        results.push((token, result, memory));
         self.filled.store(true, Ordering::Release);
         drop(results);
         // A counter this small can't be full.
         let _ = self.event.write(1);
     }
 
-    pub fn take(&self) -> Option<(usize, Result<(), BlockError>)> {
+    pub fn take(&self) -> Option<Answer> {
         if !self.filled.load(Ordering::Acquire) {
             return None;
         }

@@ -5,8 +5,8 @@
 //! caller's memory. Writes through the page cache are an exception: they are copies, done sooner
 //! than io_uring would have found a kernel thread for them, which most filesystems make it do.
 //! Without a plan (new clusters, compressed data) or without io_uring the request is done at once
-//! in the caller's thread. Flushes, discards and zeroing go to a thread of the disk, as they can
-//! take long.
+//! in the caller's thread, or by threads of the disk if it keeps others waiting that are there.
+//! Flushes, discards and zeroing always go to such a thread, as they can take long.
 
 mod events;
 mod helper;
@@ -26,8 +26,8 @@ use crate::host::uring::Uring;
 use crate::plan::{Access, Plan};
 use crate::{BlockBackend, BlockError, VolatileSlice, io_error, total_len};
 use events::Events;
-pub use helper::Helper;
-use helper::{Job, Mailbox};
+pub use helper::Helpers;
+use helper::{Job, Mailbox, Memory};
 
 /// Longest read or write that is handed over as a whole, in bytes. A longer one is done in parts
 /// in the caller's thread, so that it can be given up in between.
@@ -85,7 +85,7 @@ pub enum Ending {
 #[derive(Debug)]
 pub struct Engine {
     backend: Arc<dyn BlockBackend>,
-    helper: Arc<Helper>,
+    helpers: Arc<Helpers>,
     mailbox: Arc<Mailbox>,
     cancelled: Arc<AtomicBool>,
     waiter: Waiter,
@@ -93,6 +93,23 @@ pub struct Engine {
     transfers: Vec<Transfer>,
     /// Requests that have begun and not ended.
     busy: usize,
+    /// For the next requests that helpers do.
+    spare: Vec<Memory>,
+}
+
+/// How a request is done.
+#[derive(Debug)]
+enum Way {
+    /// It is done, or can't be.
+    Done(Result<(), BlockError>),
+    /// By its plan.
+    Planned,
+    /// By a helper.
+    Helper,
+    /// By a call here, or by a helper if others wait.
+    Slow(Access),
+    /// By a call here.
+    Call(Access),
 }
 
 #[derive(Debug)]
@@ -123,7 +140,7 @@ impl Engine {
     /// There are no more files to be had.
     pub fn new(
         backend: Arc<dyn BlockBackend>,
-        helper: Arc<Helper>,
+        helpers: Arc<Helpers>,
         aio: Aio,
         events: &[BorrowedFd<'_>],
         cancelled: Arc<AtomicBool>,
@@ -139,12 +156,13 @@ impl Engine {
         drop(mail);
         Ok(Self {
             backend,
-            helper,
+            helpers,
             mailbox,
             cancelled,
             waiter,
             transfers: Vec::new(),
             busy: 0,
+            spare: Vec::new(),
         })
     }
 
@@ -161,7 +179,7 @@ impl Engine {
 
     /// Begins a request, or does it at once and returns how it went. If it has only begun,
     /// [`ended`](Self::ended) tells its end under `token`, a small number that no other request
-    /// under way has.
+    /// under way has. `more` tells that others wait to be begun, which it should not keep waiting.
     ///
     /// # Safety
     /// The memory of `bufs` must stay mapped until the request has ended.
@@ -170,22 +188,22 @@ impl Engine {
         token: usize,
         request: Request,
         bufs: &[VolatileSlice<'_>],
+        more: bool,
     ) -> Option<Result<(), BlockError>> {
-        let ended = match request.operation {
+        let way = match request.operation {
+            Operation::Read => self.plan(token, Access::Read, request.offset, bufs),
+            Operation::Write => self.plan(token, Access::Write, request.offset, bufs),
+            _ => Way::Helper,
+        };
+        let ended = match way {
+            Way::Done(result) => Some(result),
             // SAFETY: the caller vouches for the memory.
-            Operation::Read => unsafe { self.transfer(token, Access::Read, request.offset, bufs) },
+            Way::Planned => unsafe { self.hand_over_pieces(token, bufs) },
             // SAFETY: as above.
-            Operation::Write => unsafe {
-                self.transfer(token, Access::Write, request.offset, bufs)
-            },
-            Operation::Flush | Operation::Discard | Operation::WriteZeroes { .. } => {
-                self.helper.post(Job {
-                    token,
-                    request,
-                    cancelled: Arc::clone(&self.cancelled),
-                    mailbox: Arc::clone(&self.mailbox),
-                })
-            }
+            Way::Helper => unsafe { self.post(token, request, bufs) },
+            // SAFETY: as above.
+            Way::Slow(_) if more || self.is_busy() => unsafe { self.post(token, request, bufs) },
+            Way::Call(access) | Way::Slow(access) => Some(self.call(access, request.offset, bufs)),
         };
         self.busy += usize::from(ended.is_none());
         ended
@@ -241,50 +259,87 @@ impl Engine {
     /// Takes a request that has ended; `None` if there is none now.
     pub fn ended(&mut self) -> Option<(usize, Ending)> {
         let ended = self.transfer_ended().or_else(|| {
-            let (token, result) = self.mailbox.take()?;
+            let (token, result, mut memory) = self.mailbox.take()?;
+            memory.clear();
+            self.spare.push(memory);
             Some((token, Ending::Done(result)))
         });
         self.busy -= usize::from(ended.is_some());
         ended
     }
 
-    /// # Safety
-    ///
-    /// As for [`Self::begin`].
-    unsafe fn transfer(
+    /// Finds out how a read or write is to be done. It has a plan then if it can be done by that.
+    fn plan(
         &mut self,
         token: usize,
         access: Access,
         offset: u64,
         bufs: &[VolatileSlice<'_>],
-    ) -> Option<Result<(), BlockError>> {
+    ) -> Way {
         let len = total_len(bufs);
-        let Waiter::Ring(ring) = &mut self.waiter else {
-            return Some(self.call(access, offset, bufs));
-        };
         if len > LONGEST {
-            return Some(self.call(access, offset, bufs));
+            return Way::Call(access);
         }
         if self.transfers.len() <= token {
             self.transfers.resize_with(token + 1, Transfer::default);
         }
         let Some(transfer) = self.transfers.get_mut(token) else {
-            return Some(self.call(access, offset, bufs));
+            return Way::Call(access);
         };
-        match self.backend.plan(access, offset, len, &mut transfer.plan) {
-            Ok(true) => {}
-            Ok(false) => {
-                transfer.plan.end();
-                return Some(self.call(access, offset, bufs));
-            }
-            Err(error) => {
-                transfer.plan.end();
-                return Some(Err(error));
-            }
+        let planned = self.backend.plan(access, offset, len, &mut transfer.plan);
+        if matches!(planned, Ok(true)) && matches!(self.waiter, Waiter::Ring(_)) {
+            transfer.start(access, offset, len);
+            return Way::Planned;
         }
-        transfer.start(access, offset, len);
+        let way = match planned {
+            Err(error) => Way::Done(Err(error)),
+            // Without io_uring what goes to the disk itself waits for it.
+            Ok(true) if transfer.plan.waits_for_disk() => Way::Slow(access),
+            Ok(false) if self.backend.takes_time(access) => Way::Slow(access),
+            Ok(_) => Way::Call(access),
+        };
+        transfer.plan.end();
+        way
+    }
+
+    /// # Safety
+    ///
+    /// As for [`Self::begin`].
+    unsafe fn hand_over_pieces(
+        &mut self,
+        token: usize,
+        bufs: &[VolatileSlice<'_>],
+    ) -> Option<Result<(), BlockError>> {
+        let (Waiter::Ring(ring), Some(transfer)) =
+            (&mut self.waiter, self.transfers.get_mut(token))
+        else {
+            return Some(Err(BlockError::Cancelled));
+        };
         // SAFETY: the caller vouches for the memory.
         unsafe { transfer.hand_over(ring, token as u64, bufs) }
+    }
+
+    /// Has a helper do a request.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::begin`].
+    unsafe fn post(
+        &mut self,
+        token: usize,
+        request: Request,
+        bufs: &[VolatileSlice<'_>],
+    ) -> Option<Result<(), BlockError>> {
+        let mut memory = self.spare.pop().unwrap_or_default();
+        // SAFETY: the caller vouches for the memory, which is let go of when the request has ended.
+        unsafe { memory.set(bufs) };
+        self.helpers.post(Job {
+            token,
+            request,
+            memory,
+            cancelled: Arc::clone(&self.cancelled),
+            mailbox: Arc::clone(&self.mailbox),
+        })
     }
 
     /// Takes a read or write of which all pieces have ended.

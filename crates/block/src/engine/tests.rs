@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Condvar, Mutex, OnceLock};
 use std::time::Instant;
 
 use nix::sys::eventfd::EventFd;
@@ -43,7 +43,7 @@ impl Rig {
             Kind::Threads => Aio::Threads,
             Kind::Ring | Kind::OldRing => Aio::Auto,
         };
-        let helper = Arc::new(Helper::new("helper".into(), Arc::clone(&backend)));
+        let helper = Arc::new(Helpers::new("helper", &backend));
         let events = [event.as_fd()];
         let flag = Arc::clone(&cancelled);
         let mut engine = Engine::new(backend, helper, aio, &events, flag).unwrap();
@@ -79,7 +79,7 @@ impl Rig {
             len: len as u64,
         };
         // SAFETY: tests keep the memory until the request has ended.
-        unsafe { self.engine.begin(token, request, &bufs) }
+        unsafe { self.engine.begin(token, request, &bufs, false) }
     }
 
     fn wait_end(&mut self) -> (usize, Ending) {
@@ -439,7 +439,7 @@ fn long_requests_can_be_given_up() {
             };
             let memory = [VolatileSlice::from(&mut memory[..])];
             // SAFETY: the memory lives longer than the engine.
-            let result = unsafe { rig.engine.begin(0, request, &memory) };
+            let result = unsafe { rig.engine.begin(0, request, &memory, false) };
             let result = result.unwrap_or_else(|| match rig.wait_end() {
                 (_, Ending::Done(result)) => result,
                 (_, Ending::Unfinished) => panic!("{operation:?} came to no end"),
@@ -447,6 +447,78 @@ fn long_requests_can_be_given_up() {
             assert!(matches!(result, Err(BlockError::Cancelled)), "{result:?}");
             assert_eq!(disk.calls.load(Ordering::SeqCst), 3);
         }
+    }
+}
+
+/// A disk whose reads wait until so many are there.
+#[derive(Debug)]
+struct Meeting {
+    missing: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl BlockBackend for Meeting {
+    fn size(&self) -> u64 {
+        DISK
+    }
+    fn read_only(&self) -> bool {
+        true
+    }
+    fn limits(&self) -> Limits {
+        Slow::new().0.limits()
+    }
+    fn read_vectored(&self, bufs: &[VolatileSlice<'_>], _: u64) -> Result<(), BlockError> {
+        let mut missing = self.missing.lock().unwrap();
+        *missing = missing.saturating_sub(1);
+        self.changed.notify_all();
+        let patience = Duration::from_secs(20);
+        let waited = self
+            .changed
+            .wait_timeout_while(missing, patience, |missing| *missing > 0);
+        assert!(!waited.unwrap().1.timed_out(), "the others did not come");
+        bufs.iter().for_each(|buf| buf.copy_from(&[5_u8; 512]));
+        Ok(())
+    }
+    fn write_vectored(&self, _: &[VolatileSlice<'_>], _: u64) -> Result<(), BlockError> {
+        Err(BlockError::ReadOnly)
+    }
+    fn flush(&self) -> Result<(), BlockError> {
+        Ok(())
+    }
+    fn discard(&self, _: u64, _: u64) -> Result<(), BlockError> {
+        Err(BlockError::ReadOnly)
+    }
+    fn write_zeroes(&self, _: u64, _: u64, _: bool) -> Result<(), BlockError> {
+        Err(BlockError::ReadOnly)
+    }
+}
+
+#[test]
+fn what_takes_time_is_done_by_several_threads() {
+    for kind in KINDS {
+        let meeting = Meeting {
+            missing: Mutex::new(4),
+            changed: Condvar::new(),
+        };
+        let mut rig = Rig::new(kind, Arc::new(meeting));
+        let mut memory = vec![0; 9 * 512];
+        let request = Request {
+            operation: Operation::Read,
+            offset: 0,
+            len: 512,
+        };
+        for (token, part) in memory.chunks_mut(512).enumerate() {
+            let bufs = [VolatileSlice::from(part)];
+            // The last one has no more behind it, and still would keep those under way waiting.
+            let more = token < 8;
+            // SAFETY: the memory lives longer than the engine's requests.
+            let ended = unsafe { rig.engine.begin(token, request, &bufs, more) };
+            assert!(ended.is_none());
+        }
+        let mut ended: Vec<_> = (0..9).map(|_| rig.wait_end().0).collect();
+        ended.sort_unstable();
+        assert_eq!(ended, (0..9).collect::<Vec<_>>());
+        assert!(memory.iter().all(|byte| *byte == 5));
     }
 }
 

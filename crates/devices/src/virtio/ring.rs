@@ -176,6 +176,12 @@ impl Ring {
         Ok(true)
     }
 
+    /// Whether chains are available, as far as can be told.
+    pub fn has_more(&self) -> bool {
+        let index = self.queue.avail_idx(&*self.memory, Ordering::Relaxed);
+        index.is_ok_and(|index| index.0 != self.queue.next_avail())
+    }
+
     /// Takes the chain of `head`, which was taken before and not returned since, into `chain`.
     ///
     /// # Errors

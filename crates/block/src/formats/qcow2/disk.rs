@@ -160,6 +160,11 @@ impl BlockBackend for Qcow2Disk {
         Ok(planned)
     }
 
+    /// Reads without a plan are of compressed data. Writes that the page cache takes are copies.
+    fn takes_time(&self, access: Access) -> bool {
+        access == Access::Read || self.image.data.is_direct()
+    }
+
     fn map(&self, offset: u64, len: u64) -> Result<MapEntry, BlockError> {
         check_range(offset, len, self.size())?;
         let _pin = self.stack.pin();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use edgevmm_block::BlockBackend;
-use edgevmm_block::engine::{Aio, Helper};
+use edgevmm_block::engine::{Aio, Helpers};
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
@@ -87,7 +87,7 @@ pub struct QueueRequests {
 pub struct Block {
     config: BlockConfig,
     shared: Arc<Shared>,
-    helper: Arc<Helper>,
+    helpers: Arc<Helpers>,
     limiter: Option<Arc<Limiter>>,
     control: Arc<dyn MachineControl>,
     queue_sizes: Vec<u16>,
@@ -111,10 +111,7 @@ impl Block {
         let features = offered(&config, &*backend);
         Self {
             queue_sizes: vec![QUEUE_SIZE; usize::from(config.queues.max(1))],
-            helper: Arc::new(Helper::new(
-                format!("{}-slow", config.name),
-                Arc::clone(&backend),
-            )),
+            helpers: Arc::new(Helpers::new(&config.name, &backend)),
             limiter: Limiter::new(&config.rate_limits).map(Arc::new),
             config,
             shared: Arc::new(Shared::new(backend)),
@@ -150,7 +147,7 @@ impl Block {
         Setup {
             name: self.config.name.as_str().into(),
             backend: Arc::clone(&self.shared.backend),
-            helper: Arc::clone(&self.helper),
+            helpers: Arc::clone(&self.helpers),
             memory: Arc::clone(&activation.memory),
             aio: self.config.aio,
             serial,

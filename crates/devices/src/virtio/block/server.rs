@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use edgevmm_block::engine::{Aio, Ending, Engine, Helper, Operation, Request};
+use edgevmm_block::engine::{Aio, Ending, Engine, Helpers, Operation, Request};
 use edgevmm_block::{Access, BlockBackend, BlockError, SECTOR_SIZE};
 use libc::iovec;
 use virtio_bindings::virtio_blk::{
@@ -41,7 +41,7 @@ const GATHER: Duration = Duration::from_micros(30);
 pub(super) struct Setup {
     pub(super) name: Arc<str>,
     pub(super) backend: Arc<dyn BlockBackend>,
-    pub(super) helper: Arc<Helper>,
+    pub(super) helpers: Arc<Helpers>,
     pub(super) memory: Arc<GuestMemory>,
     pub(super) aio: Aio,
     pub(super) serial: [u8; SERIAL_LEN],
@@ -108,7 +108,7 @@ impl Server {
         let events = [borrow(ring.kick()), borrow(wake)];
         let engine = Engine::new(
             Arc::clone(&setup.backend),
-            Arc::clone(&setup.helper),
+            Arc::clone(&setup.helpers),
             setup.aio,
             &events,
             ring.halt_flag(),
@@ -314,8 +314,9 @@ impl Server {
             Operation::Write => slot.chain.readable.slices(),
             _ => &[],
         };
+        let more = self.ring.has_more();
         // SAFETY: it is guest memory, which the ring keeps mapped until the engine is gone.
-        let ended = unsafe { self.engine.begin(index, request, memory) };
+        let ended = unsafe { self.engine.begin(index, request, memory, more) };
         match ended {
             Some(result) => self.end(index, Ending::Done(result)),
             None => {
