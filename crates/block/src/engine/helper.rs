@@ -25,8 +25,8 @@ const TRANSFERS_MAX: usize = 4;
 const PART: u64 = 32 << 20;
 /// How long a thread waits for more to do before it ends.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Enough for a nested image format; only touched pages cost memory.
-const STACK_SIZE: usize = 256 << 10;
+/// As much as the threads of queues have; only touched pages cost memory.
+const STACK_SIZE: usize = 512 << 10;
 
 /// Does slow requests of a disk on threads that are there only while there is something to do.
 #[derive(Debug)]
@@ -255,11 +255,15 @@ impl Mailbox {
 
     fn put(&self, token: usize, result: Result<(), BlockError>, memory: Memory) {
         let mut results = lock(&self.results);
+        // Whoever has not taken those that are there will look again before waiting.
+        let awaited = results.is_empty();
         results.push((token, result, memory));
         self.filled.store(true, Ordering::Release);
         drop(results);
-        // A counter this small can't be full.
-        let _ = self.event.write(1);
+        if awaited {
+            // A counter this small can't be full.
+            let _ = self.event.write(1);
+        }
     }
 
     pub fn take(&self) -> Option<Answer> {
