@@ -4,10 +4,53 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+/// Which firmware starts the guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FirmwareChoice {
+    /// None for a kernel that is given; else what the first boot disk's partitions ask for.
+    #[default]
+    Auto,
+    /// SeaBIOS: boot loaders in the MBR, as of legacy disks.
+    Bios,
+    /// UEFI: boot loaders in an EFI system partition.
+    Uefi,
+    /// The project's own: it reads the disk inside the guest and starts the Linux kernel on it,
+    /// without a boot loader.
+    Fast,
+    /// None: a kernel that is given starts by itself.
+    None,
+}
+
+impl FirmwareChoice {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Auto, Self::Bios, Self::Uefi, Self::Fast, Self::None];
+
+    /// Its name in flags and files.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Bios => "bios",
+            Self::Uefi => "uefi",
+            Self::Fast => "fast",
+            Self::None => "none",
+        }
+    }
+}
+
+impl std::fmt::Display for FirmwareChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// What starts the guest: a kernel when one is given, else the firmware.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BootConfig {
+    /// The firmware.
+    pub firmware: FirmwareChoice,
     /// Kernel for direct boot: ELF with a PVH note, or bzImage.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<PathBuf>,

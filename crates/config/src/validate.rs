@@ -1,16 +1,18 @@
 //! What must hold of a machine as a whole. Nothing here looks at the host.
 
+mod boot;
 mod disk;
 
 use std::collections::HashSet;
 use std::hash::Hash;
 use std::path::{Path, PathBuf};
 
+use boot::{MAX_CMDLINE, check_boot};
 use disk::{MAX_QUEUES, MAX_SERIAL, check_disks};
 
 use crate::{
-    ByteSize, CloudInitConfig, ConsoleOutput, NameError, NetBackendConfig, NetConfig, PortForward,
-    TopologyError, VmConfig, check_name,
+    ByteSize, CloudInitConfig, ConsoleOutput, FirmwareChoice, NameError, NetBackendConfig,
+    NetConfig, PortForward, TopologyError, VmConfig, check_name,
 };
 
 /// PCI devices that fit a machine, beside its bridges.
@@ -23,8 +25,6 @@ const MIN_MEMORY: ByteSize = ByteSize::mib(16);
 const MAX_SYSTEM_SERIAL: usize = 64;
 /// Longest name of a network interface of Linux, in bytes.
 const MAX_INTERFACE_NAME: usize = 15;
-/// Longest command line of an x86 Linux kernel, in bytes.
-const MAX_CMDLINE: usize = 2047;
 
 /// Why a configuration describes no machine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -55,6 +55,19 @@ pub enum ConfigError {
     /// Both ways to boot.
     #[error("A kernel starts without a BIOS: leave out --kernel or --bios")]
     KernelAndBios,
+    /// A kernel, and firmware that would start another one.
+    #[error("A kernel starts without firmware: leave out --kernel, or --firmware {0}")]
+    KernelAndFirmware(FirmwareChoice),
+    /// No firmware, and no kernel to do without.
+    #[error(
+        "Without firmware nothing starts a disk: give a kernel with --kernel, or leave out --firmware none"
+    )]
+    NeitherKernelNorFirmware,
+    /// A BIOS image for other firmware.
+    #[error(
+        "A BIOS image is of no use to --firmware {0}: leave out --bios, or choose --firmware bios"
+    )]
+    BiosAndFirmware(FirmwareChoice),
     /// The command line is too long or not a line.
     #[error("The kernel command line has {0}: keep it to one line of at most {MAX_CMDLINE} bytes")]
     Cmdline(String),
@@ -166,7 +179,7 @@ impl VmConfig {
         }
         self.cpus.topology()?;
         self.check_memory()?;
-        self.check_boot()?;
+        check_boot(&self.boot, !self.disks.is_empty())?;
         check_disks(&self.disks)?;
         check_nets(&self.nets)?;
         self.cloud_init.as_ref().map_or(Ok(()), check_cloud_init)?;
@@ -202,26 +215,6 @@ impl VmConfig {
             Ok(())
         }
     }
-
-    fn check_boot(&self) -> Result<(), ConfigError> {
-        let boot = &self.boot;
-        for (what, path) in [
-            ("kernel", &boot.kernel),
-            ("initrd", &boot.initrd),
-            ("BIOS", &boot.bios),
-        ] {
-            path.as_deref()
-                .map_or(Ok(()), |path| check_path(what, path))?;
-        }
-        match &boot.kernel {
-            Some(_) if boot.bios.is_some() => Err(ConfigError::KernelAndBios),
-            Some(_) => boot.cmdline.as_deref().map_or(Ok(()), check_cmdline),
-            None if boot.initrd.is_some() => Err(ConfigError::NoKernel("initrd")),
-            None if boot.cmdline.is_some() => Err(ConfigError::NoKernel("cmdline")),
-            None if self.disks.is_empty() => Err(ConfigError::NothingToBoot),
-            None => Ok(()),
-        }
-    }
 }
 
 fn check_path(what: &'static str, path: &Path) -> Result<(), ConfigError> {
@@ -229,16 +222,6 @@ fn check_path(what: &'static str, path: &Path) -> Result<(), ConfigError> {
         Err(ConfigError::EmptyPath(what))
     } else {
         Ok(())
-    }
-}
-
-fn check_cmdline(cmdline: &str) -> Result<(), ConfigError> {
-    if cmdline.len() > MAX_CMDLINE {
-        return Err(ConfigError::Cmdline(format!("{} bytes", cmdline.len())));
-    }
-    match cmdline.chars().find(|letter| letter.is_control()) {
-        Some(letter) => Err(ConfigError::Cmdline(format!("the character {letter:?}"))),
-        None => Ok(()),
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use edgevmm_config::{
-    ByteSize, ConsoleConfig, CpuConfig, DiskConfig, MemoryConfig, NetConfig, PortForward,
+    ByteSize, ConsoleConfig, CpuConfig, DiskConfig, FirmwareChoice, MemoryConfig, NetConfig,
+    PortForward,
 };
 use uuid::Uuid;
 
@@ -139,10 +140,42 @@ pub struct MachineArgs {
     pub uuid: Option<Uuid>,
 }
 
+/// A value of `--firmware`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum FirmwareArg {
+    /// What the partition table of the first boot disk asks for: bios where it has boot code, uefi
+    /// where it only has an EFI system partition [default]
+    Auto,
+    /// SeaBIOS: boots MBR disks and GPT disks with a BIOS boot partition
+    Bios,
+    /// UEFI: boots \EFI\BOOT\BOOTX64.EFI of a disk's EFI system partition
+    Uefi,
+    /// edgevmm's own: starts the disk's Linux kernel without a boot loader, or leaves the disk to
+    /// bios or uefi
+    Fast,
+    /// No firmware: starts the kernel given by --kernel
+    None,
+}
+
+impl From<FirmwareArg> for FirmwareChoice {
+    fn from(firmware: FirmwareArg) -> Self {
+        match firmware {
+            FirmwareArg::Auto => Self::Auto,
+            FirmwareArg::Bios => Self::Bios,
+            FirmwareArg::Uefi => Self::Uefi,
+            FirmwareArg::Fast => Self::Fast,
+            FirmwareArg::None => Self::None,
+        }
+    }
+}
+
 /// What starts the guest.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Boot")]
 pub struct BootArgs {
+    /// What starts the disk's boot loader
+    #[arg(long, value_enum, value_name = "FIRMWARE")]
+    pub firmware: Option<FirmwareArg>,
     /// Boot this kernel (vmlinux or bzImage) in place of the disk's boot loader
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,

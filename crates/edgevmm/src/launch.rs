@@ -66,7 +66,8 @@ pub fn failure(error: VmmError) -> Failure {
     match &error {
         VmmError::Build(
             BuildError::Boot(
-                BootError::UnknownKernel(_)
+                BootError::NotBuiltIn(_)
+                | BootError::UnknownKernel(_)
                 | BootError::KernelTooLong(_)
                 | BootError::NoRoom(_)
                 | BootError::CommandLine { .. }

@@ -37,6 +37,7 @@ pub fn resolve(args: RunArgs) -> Result<VmConfig, Failure> {
     set(&mut vm.stop_timeout, machine.stop_timeout);
     set_some(&mut vm.identity.uuid, machine.uuid);
 
+    set(&mut vm.boot.firmware, boot.firmware.map(Into::into));
     set_some(&mut vm.boot.kernel, boot.kernel);
     set_some(&mut vm.boot.initrd, boot.initrd);
     set_some(&mut vm.boot.cmdline, boot.cmdline);

@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use edgevmm_config::FirmwareChoice;
 use edgevmm_devices::GuestMemory;
 
 use crate::kvm::regs::Entry;
@@ -28,6 +29,9 @@ pub enum BootError {
         #[source]
         source: io::Error,
     },
+    /// Firmware that this build is without.
+    #[error("This build is without the firmware `{0}`: choose --firmware bios")]
+    NotBuiltIn(FirmwareChoice),
     /// The kernel is of no known kind.
     #[error(
         "{} is no kernel that can be started: it must be an x86-64 bzImage (vmlinuz) or an ELF \

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use edgevmm_config::{ConsoleDevice, ConsoleOutput, Topology, VmConfig};
+use edgevmm_config::{ConsoleDevice, ConsoleOutput, FirmwareChoice, Topology, VmConfig};
 use edgevmm_devices::GuestMemory;
 use edgevmm_devices::bus::{BusError, Shared, shared};
 use edgevmm_devices::console::{ConsoleInput, ConsoleSink};
@@ -205,15 +205,17 @@ fn connect_console(config: &VmConfig, hub: &Arc<ConsoleHub>) -> Result<Option<Pt
 /// What starts the guest, open but not loaded.
 fn open_boot(config: &VmConfig, description: &Description) -> Result<Boot, BuildError> {
     let boot = &config.boot;
-    Ok(match &boot.kernel {
-        None => Boot::Firmware(Firmware::open(boot.bios.as_deref())?),
-        Some(kernel) => Boot::Kernel(Kernel::open(
-            kernel,
-            boot.initrd.as_deref(),
-            command_line(config),
-            firmware_data::kernel_tables(description)?,
-        )?),
-    })
+    if let Some(kernel) = &boot.kernel {
+        let (initrd, line) = (boot.initrd.as_deref(), command_line(config));
+        let tables = firmware_data::kernel_tables(description)?;
+        return Ok(Boot::Kernel(Kernel::open(kernel, initrd, line, tables)?));
+    }
+    match boot.firmware {
+        FirmwareChoice::Uefi | FirmwareChoice::Fast => Err(BootError::NotBuiltIn(boot.firmware))?,
+        FirmwareChoice::Auto | FirmwareChoice::Bios | FirmwareChoice::None => {
+            Ok(Boot::Firmware(Firmware::open(boot.bios.as_deref())?))
+        }
+    }
 }
 
 impl Machine {

@@ -1,0 +1,114 @@
+//! What must hold of what starts the guest.
+
+use super::{ConfigError, check_path};
+use crate::{BootConfig, FirmwareChoice};
+
+/// Longest command line of an x86 Linux kernel, in bytes.
+pub const MAX_CMDLINE: usize = 2047;
+
+/// Checks what starts a guest, which has disks or not.
+pub fn check_boot(boot: &BootConfig, disks: bool) -> Result<(), ConfigError> {
+    for (what, path) in [
+        ("kernel", &boot.kernel),
+        ("initrd", &boot.initrd),
+        ("BIOS", &boot.bios),
+    ] {
+        path.as_deref()
+            .map_or(Ok(()), |path| check_path(what, path))?;
+    }
+    if boot.kernel.is_some() {
+        check_kernel(boot)
+    } else {
+        check_firmware(boot, disks)
+    }
+}
+
+fn check_kernel(boot: &BootConfig) -> Result<(), ConfigError> {
+    match boot.firmware {
+        _ if boot.bios.is_some() => Err(ConfigError::KernelAndBios),
+        FirmwareChoice::Auto | FirmwareChoice::None => {
+            boot.cmdline.as_deref().map_or(Ok(()), check_cmdline)
+        }
+        firmware => Err(ConfigError::KernelAndFirmware(firmware)),
+    }
+}
+
+fn check_firmware(boot: &BootConfig, disks: bool) -> Result<(), ConfigError> {
+    match boot.firmware {
+        _ if boot.initrd.is_some() => Err(ConfigError::NoKernel("initrd")),
+        _ if boot.cmdline.is_some() => Err(ConfigError::NoKernel("cmdline")),
+        FirmwareChoice::None => Err(ConfigError::NeitherKernelNorFirmware),
+        firmware @ (FirmwareChoice::Uefi | FirmwareChoice::Fast) if boot.bios.is_some() => {
+            Err(ConfigError::BiosAndFirmware(firmware))
+        }
+        _ if !disks => Err(ConfigError::NothingToBoot),
+        _ => Ok(()),
+    }
+}
+
+fn check_cmdline(cmdline: &str) -> Result<(), ConfigError> {
+    if cmdline.len() > MAX_CMDLINE {
+        return Err(ConfigError::Cmdline(format!("{} bytes", cmdline.len())));
+    }
+    match cmdline.chars().find(|letter| letter.is_control()) {
+        Some(letter) => Err(ConfigError::Cmdline(format!("the character {letter:?}"))),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use crate::{FirmwareChoice, VmConfig};
+
+    fn check(yaml: &str) -> Result<(), String> {
+        VmConfig::parse(yaml)
+            .unwrap()
+            .validate()
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_firmware_has_its_name() {
+        for firmware in FirmwareChoice::ALL {
+            let kernel = ["", "kernel: k"][usize::from(firmware == FirmwareChoice::None)];
+            let yaml =
+                format!("{{disks: [{{path: a}}], boot: {{firmware: {firmware}, {kernel}}}}}");
+            assert_eq!(VmConfig::parse(&yaml).unwrap().boot.firmware, firmware);
+            assert_eq!(check(&yaml), Ok(()), "{yaml}");
+        }
+        let error = VmConfig::parse("boot: {firmware: eufi}").unwrap_err();
+        assert!(error.to_string().contains("uefi"), "{error}");
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        for (boot, expected) in [
+            (
+                "firmware: uefi, kernel: k",
+                "leave out --kernel, or --firmware uefi",
+            ),
+            (
+                "firmware: bios, kernel: k",
+                "leave out --kernel, or --firmware bios",
+            ),
+            (
+                "firmware: fast, kernel: k",
+                "leave out --kernel, or --firmware fast",
+            ),
+            ("firmware: none", "give a kernel with --kernel"),
+            ("firmware: none, bios: b", "give a kernel with --kernel"),
+            ("firmware: uefi, bios: b", "of no use to --firmware uefi"),
+            ("firmware: fast, bios: b", "of no use to --firmware fast"),
+            ("firmware: uefi, initrd: i", "`initrd` needs a kernel"),
+        ] {
+            let error = check(&format!("{{disks: [{{path: a}}], boot: {{{boot}}}}}")).unwrap_err();
+            assert!(error.contains(expected), "{boot}: {error}");
+        }
+        assert!(
+            check("boot: {firmware: uefi}")
+                .unwrap_err()
+                .contains("nothing to boot")
+        );
+    }
+}
