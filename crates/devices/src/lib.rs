@@ -7,6 +7,7 @@
 
 pub mod bus;
 pub mod console;
+pub mod disk;
 pub mod legacy;
 pub mod pci;
 pub mod platform;

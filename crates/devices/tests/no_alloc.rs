@@ -13,8 +13,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use edgevmm_block::{DiskOptions, open};
 use edgevmm_devices::GuestMemory;
+use edgevmm_devices::disk::{Aio, Rate};
 use edgevmm_devices::platform::{DeviceLoop, LoopHandler, MachineControl, MachineRequest};
-use edgevmm_devices::virtio::block::{Aio, Block, BlockConfig, Rate};
+use edgevmm_devices::virtio::block::{Block, BlockConfig};
 use edgevmm_devices::virtio::net::{GuestOffloads, Net, NetBackend, NetConfig};
 use edgevmm_devices::virtio::{Activation, ActiveQueue, DriverError, Notifier, VirtioDevice};
 use event_manager::{EventManager, SubscriberId, SubscriberOps};

@@ -12,7 +12,7 @@ use edgevmm_api::v1::{
     self, ConsoleAccess, ConsoleRequest, ConsoleResponse, console_request, console_response,
 };
 use edgevmm_block::BlockError;
-use edgevmm_devices::virtio::block::BlockHandle;
+use edgevmm_devices::disk::BlockHandle;
 pub use edgevmm_devices::virtio::console::Resizer;
 use edgevmm_devices::virtio::console::TerminalSize;
 use tokio::net::UnixListener;

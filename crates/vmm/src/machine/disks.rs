@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use edgevmm_block::BlockBackend;
 use edgevmm_config::{ByteSize, DiskAio, DiskConfig, DiskErrorPolicy, VmConfig};
+use edgevmm_devices::disk::{Aio, BlockHandle, ErrorPolicy, Rate, RateLimits, Rates};
 use edgevmm_devices::platform::MachineControl;
-use edgevmm_devices::virtio::block::{
-    Aio, Block, BlockConfig, BlockHandle, ErrorPolicy, Rate, RateLimits, Rates,
-};
+use edgevmm_devices::virtio::block::{Block, BlockConfig};
 use uuid::Uuid;
 
 use super::storage::{StorageError, check_aio, open_disk, seed_disk};

@@ -18,8 +18,8 @@ use std::sync::Arc;
 
 use edgevmm_devices::GuestMemory;
 use edgevmm_devices::bus::{Shared, lock};
+use edgevmm_devices::disk::BlockHandle;
 use edgevmm_devices::pci::PciHost;
-use edgevmm_devices::virtio::block::BlockHandle;
 use edgevmm_devices::virtio::console::Resizer;
 use edgevmm_devices::virtio::transport::VirtioPci;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use edgevmm_block::BlockBackend;
-use edgevmm_block::engine::{Aio, Helpers};
+use edgevmm_block::engine::Helpers;
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
@@ -16,11 +16,12 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use zerocopy::IntoBytes;
 
 use super::config::{ConfigSpace, WRITEBACK_OFFSET};
-use super::handle::{BlockHandle, Shared};
-use super::limiter::{Limiter, RateLimits};
-use super::policy::ErrorPolicy;
 use super::server::{SERIAL_LEN, Setup};
 use super::worker::Worker;
+use crate::disk::handle::Shared;
+use crate::disk::jobs::Terms;
+use crate::disk::limiter::Limiter;
+use crate::disk::{Aio, BlockHandle, ErrorPolicy, RateLimits};
 use crate::platform::MachineControl;
 use crate::state::StateError;
 use crate::virtio::ring::{Halt, RING_FEATURES, Ring};
@@ -145,20 +146,22 @@ impl Block {
         }
         let accepted = |feature: u32| activation.features & (1 << feature) != 0;
         Setup {
-            name: self.config.name.as_str().into(),
-            backend: Arc::clone(&self.shared.backend),
-            helpers: Arc::clone(&self.helpers),
-            memory: Arc::clone(&activation.memory),
-            aio: self.config.aio,
+            terms: Terms {
+                name: self.config.name.as_str().into(),
+                backend: Arc::clone(&self.shared.backend),
+                helpers: Arc::clone(&self.helpers),
+                memory: Arc::clone(&activation.memory),
+                aio: self.config.aio,
+                limiter: self.limiter.clone(),
+                policy: self.config.error_policy,
+                control: Arc::clone(&self.control),
+                retries: Arc::clone(&self.shared.retries),
+            },
             serial,
             flush: accepted(VIRTIO_BLK_F_FLUSH),
             writeback: Arc::clone(&self.writeback),
             discard: accepted(VIRTIO_BLK_F_DISCARD),
             write_zeroes: accepted(VIRTIO_BLK_F_WRITE_ZEROES),
-            limiter: self.limiter.clone(),
-            policy: self.config.error_policy,
-            control: Arc::clone(&self.control),
-            retries: Arc::clone(&self.shared.retries),
         }
     }
 
@@ -246,7 +249,7 @@ impl VirtioDevice for Block {
             }
         }
         let wakers = self.workers.iter().map(Worker::waker).collect();
-        self.shared.activate(activation.notifier, wakers);
+        self.shared.activate(Some(activation.notifier), wakers);
         Ok(())
     }
 

@@ -8,9 +8,6 @@
 
 mod config;
 mod device;
-mod handle;
-mod limiter;
-mod policy;
 mod request;
 mod server;
 mod worker;
@@ -19,7 +16,3 @@ mod worker;
 mod tests;
 
 pub use device::{Block, BlockConfig, BlockState, QueueRequests};
-pub use edgevmm_block::engine::Aio;
-pub use handle::BlockHandle;
-pub use limiter::{Rate, RateLimits, Rates};
-pub use policy::ErrorPolicy;

@@ -10,6 +10,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use super::config::MAX_RANGE_SECTORS;
+use crate::disk::jobs::FLUSH;
 use crate::virtio::DriverError;
 use crate::virtio::ring::Chain;
 
@@ -102,13 +103,6 @@ impl Command {
         )
     }
 }
-
-/// A flush, of all of the disk.
-pub(super) const FLUSH: Request = Request {
-    operation: Operation::Flush,
-    offset: 0,
-    len: 0,
-};
 
 /// Takes the one segment of a discard or write-zeroes request.
 fn range(

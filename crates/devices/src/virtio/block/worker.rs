@@ -8,11 +8,9 @@ use std::thread::{Builder, JoinHandle};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::server::{Server, Setup};
+use crate::disk::STACK_SIZE;
 use crate::virtio::ActiveQueue;
 use crate::virtio::ring::{Halt, Ring};
-
-/// Enough for a nested image format; only touched pages cost memory.
-const STACK_SIZE: usize = 512 * 1024;
 
 /// A thread that serves a queue until told to stop.
 #[derive(Debug)]

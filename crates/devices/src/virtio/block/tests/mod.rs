@@ -12,8 +12,9 @@ use proptest::prelude::*;
 use tempfile::NamedTempFile;
 use virtio_bindings::virtio_blk::*;
 
-use super::{Aio, Block, BlockConfig, BlockState, ErrorPolicy, Rate};
+use super::{Block, BlockConfig, BlockState};
 use crate::GuestMemory;
+use crate::disk::{Aio, ErrorPolicy, Rate};
 use crate::testing::{MockControl, MockNotifier, guest_memory};
 use crate::virtio::driver::{Buffer, Driver, INDIRECT, NEXT, RINGS, WRITE, readable, writable};
 use crate::virtio::ring::RING_FEATURES;

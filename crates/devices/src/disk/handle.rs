@@ -10,9 +10,9 @@ use crate::virtio::Notifier;
 
 /// What a disk shares with its handles.
 #[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) backend: Arc<dyn BlockBackend>,
-    pub(super) retries: Arc<AtomicU32>,
+pub(crate) struct Shared {
+    pub(crate) backend: Arc<dyn BlockBackend>,
+    pub(crate) retries: Arc<AtomicU32>,
     active: Mutex<Active>,
 }
 
@@ -24,7 +24,7 @@ struct Active {
 }
 
 impl Shared {
-    pub(super) fn new(backend: Arc<dyn BlockBackend>) -> Self {
+    pub(crate) fn new(backend: Arc<dyn BlockBackend>) -> Self {
         Self {
             backend,
             retries: Arc::default(),
@@ -32,14 +32,13 @@ impl Shared {
         }
     }
 
-    pub(super) fn activate(&self, notifier: Arc<dyn Notifier>, wakers: Vec<Arc<EventFd>>) {
-        *self.active() = Active {
-            notifier: Some(notifier),
-            wakers,
-        };
+    /// Its requests are served by whom `wakers` wake. The driver is told of a new size by
+    /// `notifier`, where there is a way to do so.
+    pub(crate) fn activate(&self, notifier: Option<Arc<dyn Notifier>>, wakers: Vec<Arc<EventFd>>) {
+        *self.active() = Active { notifier, wakers };
     }
 
-    pub(super) fn deactivate(&self) {
+    pub(crate) fn deactivate(&self) {
         *self.active() = Active::default();
     }
 
@@ -50,7 +49,7 @@ impl Shared {
 
 /// Reaches a disk from any thread, whatever that thread holds.
 #[derive(Debug, Clone)]
-pub struct BlockHandle(pub(super) Arc<Shared>);
+pub struct BlockHandle(pub(crate) Arc<Shared>);
 
 impl BlockHandle {
     /// Tries the requests again that the disk has kept because the host failed them.
@@ -62,7 +61,7 @@ impl BlockHandle {
         }
     }
 
-    /// Makes the disk larger and tells the driver.
+    /// Makes the disk larger and tells the driver, where the device has a way to.
     ///
     /// # Errors
     /// As [`BlockBackend::resize`].

@@ -21,14 +21,14 @@ pub enum ErrorPolicy {
 
 /// What to do about one failed request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     Stop,
     Report,
     Ignore,
 }
 
 impl ErrorPolicy {
-    pub(super) fn judge(self, error: &BlockError) -> Verdict {
+    pub(crate) fn judge(self, error: &BlockError) -> Verdict {
         // These are the guest's doing, and would be so again.
         if matches!(
             error,

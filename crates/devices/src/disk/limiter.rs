@@ -39,9 +39,9 @@ pub struct RateLimits {
 
 /// What a request takes from the buckets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Cost {
-    pub(super) write: bool,
-    pub(super) bytes: u64,
+pub(crate) struct Cost {
+    pub(crate) write: bool,
+    pub(crate) bytes: u64,
 }
 
 #[derive(Debug)]
@@ -59,14 +59,14 @@ struct Bucket {
 
 /// The buckets of a disk, for all its queues.
 #[derive(Debug)]
-pub(super) struct Limiter {
+pub(crate) struct Limiter {
     epoch: Instant,
     buckets: Mutex<Vec<Bucket>>,
 }
 
 impl Limiter {
     /// None if nothing is limited.
-    pub(super) fn new(limits: &RateLimits) -> Option<Self> {
+    pub(crate) fn new(limits: &RateLimits) -> Option<Self> {
         let mut buckets = Vec::new();
         for (rates, bytes) in [(&limits.bytes, true), (&limits.requests, false)] {
             for (rate, only) in [
@@ -84,7 +84,7 @@ impl Limiter {
     }
 
     /// Lets a request begin, or tells how long it has to wait before it asks again.
-    pub(super) fn admit(&self, cost: Cost) -> Result<(), Duration> {
+    pub(crate) fn admit(&self, cost: Cost) -> Result<(), Duration> {
         self.admit_at(cost, self.epoch.elapsed())
     }
 
