@@ -70,8 +70,8 @@ pub struct Started {
 /// `config` is complete and valid: it has a name, and what it names is checked as far as can be
 /// without opening it. `announce` is called when all is built and nothing can be missing any
 /// more, just before the guest's first instruction. SIGTERM, SIGINT and SIGHUP stop the machine,
-/// a second one kills it. Neither is heeded while the host's storage hangs in
-/// the middle of a request: SIGKILL then ends the process, as a power cut would.
+/// a second one kills it, even if the host's storage hangs, at the latest within a
+/// minute.
 ///
 /// # Errors
 /// Fails when something that the config names can't be had; nothing was changed then.
@@ -84,7 +84,10 @@ pub fn run(
         .enable_all()
         .build()
         .map_err(VmmError::Runtime)?;
-    let record = runtime.block_on(live(config, claim, announce))?;
+    let record = runtime.block_on(live(config, claim, announce));
+    // What the host's storage holds up is left behind.
+    runtime.shutdown_background();
+    let record = record?;
     claim.write_exit(&record)?;
     Ok(record)
 }

@@ -267,11 +267,19 @@ async fn ended(dir: &MachineDir, client: &mut Client) -> Result<ExitRecord, Fail
     };
     left(dir, LEAVE).await?;
     let record = record.or_else(|| dir.exit().ok().flatten());
-    record.ok_or_else(|| lost(dir.name()))
+    record.ok_or_else(|| lost(dir))
 }
 
 /// The failure of a VMM that left no word.
-fn lost(name: &str) -> Failure {
+fn lost(dir: &MachineDir) -> Failure {
+    let name = dir.name();
+    if !dir.path().exists() {
+        // One in the foreground takes its folder with it.
+        return Failure::host(anyhow!(
+            "{name} has ended, and nothing is left that tells how"
+        ))
+        .hint("machines that run with --detach leave a record of their end");
+    }
     Failure::host(anyhow!("The VMM of {name} died without a word"))
         .hint(format!("`edgevmm logs {name}` shows its last messages"))
 }
@@ -289,7 +297,7 @@ pub async fn wait(name: &str) -> Outcome {
     } else {
         dir.exit()
             .map_err(Failure::host)?
-            .ok_or_else(|| lost(name))?
+            .ok_or_else(|| lost(&dir))?
     };
     println!("{}", exit::words(record.reason));
     Ok(exit::code(record.reason))

@@ -1,6 +1,6 @@
 //! A machine: its parts, and what can be done to them as a whole.
 //!
-//! Everything here happens on the main thread. Who owns what: the machine owns its vCPUs, the
+//! One thread at a time works on it, as the life cycle has it. Who owns what: the machine owns its vCPUs, the
 //! PCI bus (which owns the functions, which own the devices), the legacy devices, the device
 //! thread, the console's host ends and the helper processes of its networks.
 
@@ -140,7 +140,7 @@ impl Machine {
     ///
     /// # Errors
     /// Names the disks that could not be flushed.
-    pub fn shut_down(self) -> Result<(), String> {
+    pub fn shut_down(&self) -> Result<(), String> {
         self.vcpus.pause();
         // A reset takes the queues away from the devices, so no request is in flight after it.
         self.pci.reset_all();
