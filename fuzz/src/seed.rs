@@ -1,6 +1,6 @@
 //! Targets of `edgevmm-cloudinit`: what a user may give for a seed.
 
-use edgevmm_cloudinit::Seed;
+use edgevmm_cloudinit::{DataSource, Seed};
 
 const INPUT_MAX: usize = 16 << 10;
 
@@ -17,15 +17,19 @@ pub fn seed(input: &[u8]) {
             .map(<[u8]>::to_vec)
     };
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    let seed = Seed {
+    let mut seed = Seed {
+        data_source: DataSource::NoCloud,
         hostname: next().map(text),
         instance_id: next().map_or_else(String::new, text),
         ssh_keys: next().map(text).into_iter().collect(),
         user_data: next(),
         network_config: next(),
     };
-    if let Ok(image) = seed.build() {
-        assert!(image.len().is_multiple_of(2048));
-        assert_eq!(image[16 * 2048 + 1..][..5], *b"CD001");
+    for data_source in [DataSource::NoCloud, DataSource::ConfigDrive] {
+        seed.data_source = data_source;
+        if let Ok(image) = seed.build() {
+            assert!(image.len().is_multiple_of(2048));
+            assert_eq!(image[16 * 2048 + 1..][..5], *b"CD001");
+        }
     }
 }

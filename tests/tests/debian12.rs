@@ -167,8 +167,17 @@ fn two_vcpus_stopped_by_the_power_button() -> Result<()> {
     })
 }
 
+/// Another such address in a config drive's `network_data.json`.
+const OPENSTACK_NETWORK: &str = r#"{
+    "links": [{"id": "l", "type": "phy", "ethernet_mac_address": "52:54:00:12:34:78"}],
+    "networks": [{"id": "n", "link": "l", "type": "ipv4", "ip_address": "10.0.2.78",
+        "netmask": "255.255.255.0",
+        "routes": [{"network": "0.0.0.0", "netmask": "0.0.0.0", "gateway": "10.0.2.2"}]}],
+    "services": []
+}"#;
+
 /// With `--snapshot` the guest writes as much, and the image stays as it is. SIGTERM presses the
-/// power button.
+/// power button. The seed is a config drive.
 #[test]
 fn a_snapshot_is_thrown_away() -> Result<()> {
     let images = image(Image::Debian12)?;
@@ -178,8 +187,18 @@ fn a_snapshot_is_thrown_away() -> Result<()> {
         let access = Access::new(host)?;
         let mut arguments = access.arguments("2", "gamma", &disk);
         arguments.extend(["--snapshot", "--stop-timeout", "900"].map(String::from));
+        let network = host.write("network_data.json", OPENSTACK_NETWORK)?;
+        let nic = "user,mac=52:54:00:12:34:78";
+        let seed = ["--datasource", "config-drive", "--network-config", &network];
+        arguments.extend(["--net", nic].iter().chain(&seed).map(ToString::to_string));
         let mut guest = Guest::start(host, arguments)?;
         expect_ready(&mut guest)?;
+        ensure!(access.ok("hostname")? == "gamma");
+        let addresses = access.ok("ip -4 -o addr show scope global")?;
+        ensure!(
+            addresses.contains("inet 10.0.2.78/24") && addresses.lines().count() == 1,
+            "{addresses}"
+        );
         let sums = access.ok(WRITE)?;
         let read = "sync; echo 3 > /proc/sys/vm/drop_caches; cd /opt/e2e && \
                     sha256sum --quiet -c SUMS && sha256sum < SUMS";

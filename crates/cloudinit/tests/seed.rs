@@ -4,13 +4,14 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use edgevmm_cloudinit::{Seed, SeedError, SshKeyError, UserDataError};
+use edgevmm_cloudinit::{DataSource, Seed, SeedError, SshKeyError, UserDataError};
 
 const KEY: &str =
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB3kC8ZpRxtL7vTnHTSRyXwk8vmTS3R0Sf0HjSM4nP1u \"q\" \u{e9}";
 
 fn seed() -> Seed {
     Seed {
+        data_source: DataSource::NoCloud,
         user_data: Some(b"#cloud-config\npackages: [vim]\n".to_vec()),
         ssh_keys: vec![format!("# laptop\n{KEY}\n"), KEY.to_owned()],
         hostname: Some("edge-1.example.org".to_owned()),
@@ -83,6 +84,57 @@ fn isoinfo_reads_every_file() {
             "public-keys": [KEY, KEY],
         })
     );
+}
+
+#[test]
+fn a_config_drive_has_the_files_of_openstack() {
+    let network = br#"{"links": [], "networks": [], "services": []}"#;
+    let seed = Seed {
+        data_source: DataSource::ConfigDrive,
+        network_config: Some(network.to_vec()),
+        ..seed()
+    };
+    let image = seed.build().unwrap();
+    if let Some(output) = run("blkid", &["-p", "-o", "value", "-s", "LABEL"], &image) {
+        assert_eq!(output, b"config-2\n");
+    }
+    let read = |name: &str| {
+        let path = format!("/openstack/latest/{name};1");
+        run("isoinfo", &["-J", "-x", &path, "-i"], &image)
+    };
+    let Some(meta_data) = read("meta_data.json") else {
+        return;
+    };
+    assert_eq!(read("user_data"), seed.user_data);
+    assert_eq!(read("network_data.json"), seed.network_config);
+    let meta_data: serde_json::Value = serde_json::from_slice(&meta_data).unwrap();
+    assert_eq!(
+        meta_data,
+        serde_json::json!({
+            "uuid": seed.instance_id,
+            "instance_id": seed.instance_id,
+            "hostname": "edge-1.example.org",
+            "name": "edge-1",
+            "public_keys": {"0": KEY, "1": KEY},
+        })
+    );
+}
+
+#[test]
+fn a_config_drive_takes_openstacks_network_data_only() {
+    for text in [
+        "version: 2\n",
+        "{}",
+        "[]",
+        r#"{"links": 1, "networks": [], "services": []}"#,
+    ] {
+        let seed = Seed {
+            data_source: DataSource::ConfigDrive,
+            network_config: Some(text.into()),
+            ..seed()
+        };
+        assert_eq!(seed.build(), Err(SeedError::NetworkData), "{text}");
+    }
 }
 
 #[test]

@@ -69,6 +69,8 @@ pub struct BootConfig {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CloudInitConfig {
+    /// In which form cloud-init is told.
+    pub datasource: DataSource,
     /// File with the user-data.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_data: Option<PathBuf>,
@@ -81,6 +83,18 @@ pub struct CloudInitConfig {
     /// File with the network configuration.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network_config: Option<PathBuf>,
+}
+
+/// Which of cloud-init's data sources reads the seed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DataSource {
+    /// A volume labelled `cidata`.
+    #[default]
+    #[serde(rename = "nocloud")]
+    NoCloud,
+    /// OpenStack's volume labelled `config-2`.
+    ConfigDrive,
 }
 
 /// Identity that the guest reads from SMBIOS.

@@ -21,7 +21,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use boot::{BootConfig, CloudInitConfig, FirmwareChoice, IdentityConfig};
+pub use boot::{BootConfig, CloudInitConfig, DataSource, FirmwareChoice, IdentityConfig};
 pub use console::{ConsoleConfig, ConsoleDevice, ConsoleOutput};
 pub use cpu::{CpuConfig, MemoryConfig};
 pub use disk::{DiskAio, DiskConfig, DiskErrorPolicy, DiskFormat, ImageConfig};

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use edgevmm_config::{
-    ByteSize, ConsoleConfig, CpuConfig, DiskConfig, FirmwareChoice, MemoryConfig, NetConfig,
-    PortForward,
+    ByteSize, ConsoleConfig, CpuConfig, DataSource, DiskConfig, FirmwareChoice, MemoryConfig,
+    NetConfig, PortForward,
 };
 use uuid::Uuid;
 
@@ -263,12 +263,36 @@ pub struct SeedArgs {
     /// File with public SSH keys for the image's default user
     #[arg(long, value_name = "FILE")]
     pub ssh_key: Option<PathBuf>,
+    /// In which form cloud-init is told [default: nocloud]
+    ///
+    /// `config-drive` is OpenStack's, for guests that read nothing else (Windows' cloudbase-init,
+    /// CoreOS' ignition of old). Its network configuration is OpenStack's network_data.json.
+    #[arg(long, value_name = "FORM")]
+    pub datasource: Option<DataSourceArg>,
     /// Host name of the guest
     #[arg(long, value_name = "NAME")]
     pub hostname: Option<String>,
     /// File with the network configuration
     #[arg(long, value_name = "FILE")]
     pub network_config: Option<PathBuf>,
+}
+
+/// A value of `--datasource`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum DataSourceArg {
+    /// A volume labelled cidata
+    Nocloud,
+    /// A volume labelled config-2
+    ConfigDrive,
+}
+
+impl From<DataSourceArg> for DataSource {
+    fn from(arg: DataSourceArg) -> Self {
+        match arg {
+            DataSourceArg::Nocloud => DataSource::NoCloud,
+            DataSourceArg::ConfigDrive => DataSource::ConfigDrive,
+        }
+    }
 }
 
 /// What `ps` takes.

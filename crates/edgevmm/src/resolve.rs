@@ -64,11 +64,13 @@ pub fn resolve(args: RunArgs) -> Result<VmConfig, Failure> {
     let given = [&seed.user_data, &seed.ssh_key, &seed.network_config]
         .into_iter()
         .any(Option::is_some)
-        || seed.hostname.is_some();
+        || seed.hostname.is_some()
+        || seed.datasource.is_some();
     set_some(&mut cloud_init.user_data, seed.user_data);
     set_some(&mut cloud_init.ssh_key, seed.ssh_key);
     set_some(&mut cloud_init.hostname, seed.hostname);
     set_some(&mut cloud_init.network_config, seed.network_config);
+    set(&mut cloud_init.datasource, seed.datasource.map(Into::into));
     vm.cloud_init = (given || cloud_init != Default::default()).then_some(cloud_init);
 
     set_some(&mut vm.name, name);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use edgevmm_block::{
     BlockBackend, BlockError, DiskOptions, DiskPaths, Existing, ImageFormat, NewFile,
 };
-use edgevmm_cloudinit::{Seed, SeedError};
+use edgevmm_cloudinit::{DataSource, Seed, SeedError};
 use edgevmm_config::{ByteSize, CloudInitConfig, DiskAio, DiskConfig, DiskFormat, ImageConfig};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use uuid::Uuid;
@@ -298,6 +298,10 @@ pub fn seed_disk(
         |what, path: &Option<PathBuf>| path.as_ref().map(|path| read_small(what, path)).transpose();
     let keys = read("SSH public key", &config.ssh_key)?;
     let seed = Seed {
+        data_source: match config.datasource {
+            edgevmm_config::DataSource::NoCloud => DataSource::NoCloud,
+            edgevmm_config::DataSource::ConfigDrive => DataSource::ConfigDrive,
+        },
         user_data: read("user-data", &config.user_data)?,
         ssh_keys: keys
             .iter()
