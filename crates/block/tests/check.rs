@@ -7,9 +7,8 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{Random, as_qemu_reads, assert_clean, create, open_disk, run, str};
-use edgevmm_block::BlockError;
-use edgevmm_block::qcow2::{CheckReport, Repair, check};
+use common::{Random, as_qemu_reads, assert_clean, check_file, create, open_disk, run, str};
+use edgevmm_block::qcow2::{CheckReport, Repair};
 use tempfile::TempDir;
 
 const SIZE: u64 = 4 << 20;
@@ -33,26 +32,6 @@ fn as_qemu_finds(image: &Path) -> Option<(u64, u64)> {
         number("corruptions").unwrap_or(0),
         number("leaks").unwrap_or(0),
     ))
-}
-
-fn check_file(image: &Path, repair: Repair) -> Result<CheckReport, BlockError> {
-    for _ in 0..50 {
-        let file = std::fs::File::options()
-            .read(true)
-            .write(true)
-            .open(image)
-            .unwrap();
-        match check(file, str(image), repair, &mut |done, all| {
-            assert!(done <= all);
-        }) {
-            // See `open_free`.
-            Err(BlockError::Locked { .. }) => {
-                std::thread::sleep(std::time::Duration::from_millis(10));
-            }
-            done => return done,
-        }
-    }
-    panic!("the image is in use");
 }
 
 /// An image with some of everything, as large as it gets in a moment.
@@ -256,7 +235,8 @@ fn damage_is_found_and_mended_as_by_qemu() {
                 let says = format!("{says}, then {report:?}, {again:?}");
                 assert_eq!(again.corruptions, left, "{says}");
             }
-            if tables_are_found(&again) {
+            let no_room = |text: &String| text.starts_with("There is no room for new refcounts");
+            if tables_are_found(&again) && !report.messages.iter().any(no_room) {
                 assert_eq!(again.leaks, 0, "{says}, then {report:?}, {again:?}");
             }
         }

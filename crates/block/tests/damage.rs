@@ -8,8 +8,10 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use common::{
-    Random, assert_clean, create, exercise, open_disk, open_free, options, read, run, str, write,
+    Random, assert_clean, check_file, create, exercise, open_disk, open_free, options, read, run,
+    str, write,
 };
+use edgevmm_block::qcow2::Repair;
 use edgevmm_block::{BlockBackend, DiskOptions, ImageFormat, open};
 use tempfile::TempDir;
 
@@ -76,6 +78,45 @@ impl Image {
 
     fn store(&self) {
         std::fs::write(&self.path, &self.bytes).unwrap();
+    }
+
+    /// Asserts that a check says `what` shares its place; that a repaired image reads as before,
+    /// takes writes everywhere, and is clean then.
+    fn assert_mended(&self, what: &str) {
+        let before = open_free(|| DiskOptions {
+            read_only: true,
+            ..options(&self.path, &[])
+        });
+        let size = before.as_ref().unwrap().size();
+        let sectors = |disk: &dyn BlockBackend| -> Vec<Option<Vec<u8>>> {
+            let sector = |at| {
+                let mut buf = vec![0; 512];
+                let bufs = [edgevmm_block::VolatileSlice::from(&mut buf[..])];
+                disk.read_vectored(&bufs, at).ok()?;
+                Some(buf)
+            };
+            (0..size / 512).map(|at| sector(at * 512)).collect()
+        };
+        let before = sectors(&*before.unwrap());
+        let report = check_file(&self.path, Repair::No).unwrap();
+        let says = |text: &String| text.contains(what) && text.contains("shares its place");
+        assert!(report.messages.iter().any(says), "{what}: {report:?}");
+        let repaired = check_file(&self.path, Repair::All).unwrap();
+        assert!(repaired.is_clean(), "{what}: {repaired:?}");
+        assert_clean(&self.path);
+        let disk = open_disk(&self.path, &[]).unwrap();
+        assert!(sectors(&*disk) == before, "{what}: it reads otherwise");
+        // Tables taken for compressed data make no sense, which is so still.
+        for (at, _) in before.iter().enumerate().filter(|(_, it)| it.is_none()) {
+            write(&*disk, at as u64 * 512, &[9; 512]).unwrap();
+        }
+        let mut model = read(&*disk, 0, size);
+        exercise(&*disk, &mut model, 100, &mut Random::new());
+        drop(disk);
+        // Of data that two parts of the disk had in common, the last one does not know that it is.
+        let report = check_file(&self.path, Repair::No).unwrap();
+        let flags = |text: &String| text.ends_with("that nothing else uses, but does not say so");
+        assert!(report.messages.iter().all(flags), "{what}: {report:?}");
     }
 
     /// Asserts that writing to the image ends, in words that contain `says`, before it does harm;
@@ -196,6 +237,63 @@ fn tables_in_the_same_place() {
         image.store();
         let text = open_disk(&image.path, &[]).unwrap_err().to_string();
         assert!(text.contains(what), "{text:?} does not say {what:?}");
+        image.assert_mended("");
+    }
+}
+
+/// The disk's L1 table is that of its snapshot, too.
+#[test]
+fn a_snapshot_gets_its_table_back() {
+    let dir = TempDir::new().unwrap();
+    let mut image = Image::new(&dir);
+    run("qemu-img", &["snapshot", "-c", "s", str(&image.path)]);
+    image.bytes = std::fs::read(&image.path).unwrap();
+    let snapshots = image.number(64);
+    image.put_number(L1_AT, image.number(snapshots));
+    image.store();
+    let text = open_disk(&image.path, &[]).unwrap_err().to_string();
+    assert!(text.contains("its L1 table"), "{text}");
+    image.assert_mended("L1 table");
+    run("qemu-img", &["snapshot", "-a", "s", str(&image.path)]);
+    let disk = open_disk(&image.path, &[]).unwrap();
+    assert_eq!(read(&*disk, 0, 20 << 10), [1; 20 << 10]);
+}
+
+/// Whatever shares a place with metadata gets one of its own by a repair, and reads as before.
+#[test]
+fn what_shares_a_place_is_separated() {
+    let dir = TempDir::new().unwrap();
+    let mut good = Image::new(&dir);
+    let (l1, l2) = (good.l1(), good.l2());
+    let first = good.number(l2) & !COPIED;
+    // Makes sense as a table.
+    good.put(first, &[0; CLUSTER as usize]);
+    for (at, to, what) in [
+        // Data in tables, and compressed data.
+        (l2, l1, "L1 table"),
+        (l2, l2, "L2 table"),
+        (l2 + 16, good.refcounts(), "refcount table"),
+        (l2 + 16, good.block(), "refcount block"),
+        (l2 + 8, COMPRESSED | l1, "L1 table"),
+        // Tables in data, and in each other.
+        (l1 + 8, first, "L2 table"),
+        (l1 + 16, l1, "L1 table"),
+        (l1 + 16, 0, "L2 table"),
+        (REFCOUNTS_AT, l2, "L2 table"),
+        (REFCOUNTS_AT, l1, "L1 table"),
+    ] {
+        for flags in [0, COPIED] {
+            let mut image = good.clone();
+            let flags = if at < 512 { 0 } else { flags };
+            if to == 0 {
+                // Twice the same table of the disk.
+                image.put_number(at, l2 | flags);
+            } else {
+                image.put_number(at, to | flags);
+            }
+            image.store();
+            image.assert_mended(what);
+        }
     }
 }
 

@@ -9,7 +9,8 @@ use std::fs::{File, OpenOptions, Permissions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
-use common::{create, open_disk, open_free, open_raw, options, read, run, str, write};
+use common::{check_file, create, open_disk, open_free, open_raw, options, read, run, str, write};
+use edgevmm_block::qcow2::Repair;
 use edgevmm_block::{BlockError, DiskOptions, ImageFormat, info, open, open_path, probe};
 use tempfile::TempDir;
 
@@ -243,19 +244,68 @@ fn truncated_images() {
     let len = std::fs::metadata(&image).unwrap().len();
     drop(open_disk(&image, &[]).unwrap());
     let file = OpenOptions::new().write(true).open(&image).unwrap();
-    // What is missing is told of when it is wanted.
-    file.set_len(len - (2 << 20)).unwrap();
+    // The end of a cluster need not be there.
+    file.set_len(len - 5000).unwrap();
     let disk = open_disk(&image, &[]).unwrap();
+    write(&*disk, 0, &[0x11; 512]).unwrap();
+    drop(disk);
+    // If more is missing, what is left is for reading.
+    file.set_len(len - (2 << 20)).unwrap();
+    let says = [
+        "truncated",
+        &format!("{} bytes of its data", 2 << 20),
+        &format!("once had {len} bytes"),
+        "copy the image again",
+        "read-only",
+        "edgevmm image check",
+    ];
+    let before = std::fs::read(&image).unwrap();
+    assert_says(&refusal(&image, &[]), &says);
+    assert!(std::fs::read(&image).unwrap() == before);
+    let disk = open_free(|| DiskOptions {
+        read_only: true,
+        ..options(&image, &[])
+    });
+    let disk = disk.unwrap();
     assert_eq!(read(&*disk, 6 << 20, 4096), [0x11; 4096]);
     let mut buf = [0; 512];
     let bufs = [edgevmm_block::VolatileSlice::from(&mut buf[..])];
     let err = disk.read_vectored(&bufs, 8 << 20).unwrap_err();
     assert_says(&err.source().unwrap().to_string(), &["truncated", "data"]);
     drop(disk);
+    // Nor does a repair make up for it, or make it look whole.
+    assert!(!check_file(&image, Repair::All).unwrap().is_clean());
+    assert_says(&refusal(&image, &[]), &says);
+    // Not closed cleanly either: what is missing could be found free.
+    file.write_all_at(&[1], 79).unwrap();
+    assert_says(&refusal(&image, &[]), &says);
+    file.write_all_at(&[0], 79).unwrap();
     for cut in [4 << 16, 3 << 16, 2 << 16, 1 << 16, 300, 40, 5] {
         file.set_len(cut).unwrap();
         assert_says(&refusal(&image, &[]), &["truncated"]);
     }
+}
+
+/// Clusters past the end of the file that were taken, but never came to be used; and files that end
+/// where nothing was written.
+#[test]
+fn images_that_are_shorter_than_they_could_be() {
+    let dir = TempDir::new().unwrap();
+    let image = filled(&dir, "image", &["-f", "qcow2"]);
+    let len = std::fs::metadata(&image).unwrap().len();
+    let file = OpenOptions::new().write(true).open(&image).unwrap();
+    let bytes = std::fs::read(&image).unwrap();
+    let number = |at: u64| u64::from_be_bytes(*bytes[at as usize..].first_chunk().unwrap());
+    let block = number(number(48));
+    let lost = block + (len / 65536 + 3) * 2;
+    file.write_all_at(&[0, 1], lost).unwrap();
+    let disk = open_disk(&image, &[]).unwrap();
+    write(&*disk, 0, &[2; 512]).unwrap();
+    drop(disk);
+    let args = ["-f", "qcow2", "-o", "preallocation=metadata"];
+    let image = create(&dir, "metadata", &args, SIZE);
+    let disk = open_disk(&image, &[]).unwrap();
+    write(&*disk, SIZE - 512, &[2; 512]).unwrap();
 }
 
 #[test]

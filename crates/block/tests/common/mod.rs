@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use edgevmm_block::qcow2::{CheckReport, Repair, check};
 use edgevmm_block::{
     BackingFile, BlockBackend, BlockError, DiskOptions, ImageFormat, VolatileSlice, open, open_path,
 };
@@ -286,4 +287,25 @@ pub fn noise(len: u64, random: &mut Random) -> Vec<u8> {
         chunk.copy_from_slice(&value.to_le_bytes()[..chunk.len()]);
     }
     data
+}
+
+/// Checks an image, and repairs it as told.
+pub fn check_file(image: &Path, repair: Repair) -> Result<CheckReport, BlockError> {
+    for _ in 0..50 {
+        let file = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(image)
+            .unwrap();
+        match check(file, str(image), repair, &mut |done, all| {
+            assert!(done <= all);
+        }) {
+            // See `open_free`.
+            Err(BlockError::Locked { .. }) => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            done => return done,
+        }
+    }
+    panic!("the image is in use");
 }

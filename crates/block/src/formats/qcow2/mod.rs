@@ -35,6 +35,7 @@ mod grow;
 mod header;
 mod image;
 mod layout;
+mod missing;
 mod open;
 mod own;
 mod pack;

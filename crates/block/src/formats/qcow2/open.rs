@@ -10,6 +10,7 @@ use super::freed::Freed;
 use super::header::{BITMAPS, CORRUPT, DIRTY, Header, RAW_EXTERNAL, bad_image, truncated};
 use super::image::{Image, Meta};
 use super::layout::Layout;
+use super::missing;
 use super::places::{Places, Use};
 use super::refcounts::Refcounts;
 use super::snapshots::Directory;
@@ -299,7 +300,7 @@ fn open_space(
     let layout = header.layout();
     let entries = (u64::from(header.refcount_clusters) << layout.cluster_bits) / 8;
     let table = read_table(host, header.refcount_offset, entries).map_err(failed(host))?;
-    let refcounts = Refcounts::new(
+    let mut refcounts = Refcounts::new(
         Arc::clone(file),
         layout,
         table,
@@ -340,6 +341,11 @@ fn open_space(
             ),
         )
     })?;
+    let missing = missing::find(host, layout, tables.tables(), &mut refcounts);
+    let missing = missing.map_err(refused(host))?;
+    if missing.clusters > 0 {
+        return Err(bad_image(host, missing.reason(layout, len)));
+    }
     Ok(Space::new(layout, refcounts, places, len, host.is_device()))
 }
 

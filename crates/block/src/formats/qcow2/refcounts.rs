@@ -188,6 +188,29 @@ impl Refcounts {
         Ok((free, alike.count() as u64))
     }
 
+    /// Whether any cluster from this one on has a refcount, as far as `slices` slices tell.
+    ///
+    /// # Errors
+    /// They can't be read.
+    pub fn any_from(&mut self, cluster: u64, slices: u64) -> io::Result<bool> {
+        let (mut cluster, mut left) = (cluster, slices);
+        let block = self.layout.block_refcounts();
+        let end = (self.table.len() as u64).saturating_mul(block);
+        while cluster < end && left > 0 {
+            if self.lacks_block(cluster) {
+                cluster = (cluster / block + 1) * block;
+                continue;
+            }
+            let (free, count) = self.alike(cluster, u64::MAX)?;
+            if !free {
+                return Ok(true);
+            }
+            cluster += count;
+            left -= 1;
+        }
+        Ok(false)
+    }
+
     /// Has a new block at `cluster` hold the refcount of `of`.
     ///
     /// # Errors

@@ -1,30 +1,35 @@
 //! Looking for damage, and mending it.
 //!
 //! Finds what `qemu-img check` finds: references that point nowhere, refcounts that are not the
-//! number of references, and flags that contradict them. What points nowhere is told, not mended:
-//! nobody can know what was there.
+//! number of references, and flags that contradict them; and metadata that shares its place with
+//! something else. What points nowhere is told, not mended: nobody can know what was there.
 //!
-//! A repair first makes refcounts high enough, then flags right, then refcounts low enough, and at
-//! last takes the marks off the header, so that an interrupted one does no harm.
+//! A repair gives what shares a place one of its own. Then it first makes refcounts high enough,
+//! then flags right, then refcounts low enough, and at last takes the marks off the header, so that
+//! an interrupted one does no harm.
 
 mod compare;
 mod counts;
 mod flags;
 mod rebuild;
+mod sharing;
 mod walk;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
 use compare::Fix;
 use counts::Counts;
+use sharing::Owners;
+use walk::Root;
 
 use super::damage::ImageFile;
 use super::entry::OFFSET_MASK;
-use super::header::{CORRUPT, DIRTY, Header, u32_at, u64_at};
+use super::header::{CORRUPT, DIRTY, Header, bad_image, u32_at, u64_at};
 use super::layout::Layout;
+use super::missing::Missing;
 use super::open::{Memory, read_head, read_table};
 use super::refcounts::Refcounts;
 use crate::BlockError;
@@ -96,14 +101,15 @@ pub fn check(
     let file = Arc::new(HostFile::new(file, path_hint, false)?);
     lock::lock(&file, repair != Repair::No)?;
     if repair == Repair::No {
-        return check_in(&file, repair, progress, u64::MAX);
+        return check_in(&file, repair, progress, None);
     }
     let mut first = |done, all: u64| progress(done, all.saturating_mul(2));
-    let mut report = check_in(&file, repair, &mut first, u64::MAX)?;
+    let mut report = check_in(&file, repair, &mut first, None)?;
     // What is mended, a second look tells.
     let mut second =
         |done: u64, all: u64| progress(done.saturating_add(all), all.saturating_mul(2));
-    let after = check_in(&file, Repair::No, &mut second, u64::MAX)?;
+    let after = check_in(&file, Repair::No, &mut second, None)?;
+    report.corruptions = report.corruptions.max(after.corruptions);
     report.corruptions_fixed = report.corruptions.saturating_sub(after.corruptions);
     report.leaks_fixed = report.leaks.saturating_sub(after.leaks);
     report.image_end = after.image_end;
@@ -126,15 +132,16 @@ pub fn mend_refcounts(file: &Arc<HostFile>) -> Result<(), BlockError> {
         disk = file.name(),
         "The image was not closed cleanly; its refcounts are counted anew"
     );
-    check_in(file, Repair::All, &mut |_, _| {}, MAX_MENDED_BYTES).map(drop)
+    check_in(file, Repair::All, &mut |_, _| {}, Some(MAX_MENDED_BYTES)).map(drop)
 }
 
-/// [`check`] of an image that is locked already, and whose tables have up to `limit` bytes.
+/// [`check`] of an image that is locked already. If there is a `limit`, its tables have up to so
+/// many bytes, everything stays where it is, and all of its data must be there.
 fn check_in(
     file: &Arc<HostFile>,
     repair: Repair,
     progress: &mut dyn FnMut(u64, u64),
-    limit: u64,
+    limit: Option<u64>,
 ) -> Result<CheckReport, BlockError> {
     let failed = |source| BlockError::File {
         op: if repair == Repair::No {
@@ -156,6 +163,7 @@ fn check_in(
         progress,
         counts: Counts::default(),
         dangling: BTreeSet::new(),
+        missing: Missing::default(),
         report: CheckReport::default(),
         table: Vec::new(),
         stored: None,
@@ -165,8 +173,15 @@ fn check_in(
         end: 0,
         steps: (0, 0),
         limit,
+        roots: Vec::new(),
+        owners: BTreeMap::new(),
+        copied: 0,
     };
     checker.run().map_err(failed)?;
+    if limit.is_some() && checker.missing.clusters > 0 {
+        let reason = checker.missing.reason(checker.layout, file_len);
+        return Err(bad_image(file, reason));
+    }
     Ok(checker.report)
 }
 
@@ -181,6 +196,8 @@ struct Checker<'a> {
     counts: Counts,
     /// Clusters past the end of the file to which there are references.
     dangling: BTreeSet<u64>,
+    /// What of the disk's data is there.
+    missing: Missing,
     report: CheckReport,
     /// The refcount table, without what of it cannot be used.
     table: Vec<u64>,
@@ -197,8 +214,14 @@ struct Checker<'a> {
     end: u64,
     /// Tables and blocks looked at, and how many there are.
     steps: (u64, u64),
-    /// Most bytes of tables and blocks to look at.
-    limit: u64,
+    /// Most bytes of tables and blocks to look at, if it is not for as long as it takes.
+    limit: Option<u64>,
+    /// All L1 tables that could be read.
+    roots: Vec<Root>,
+    /// What metadata there is in which clusters.
+    owners: BTreeMap<u64, Owners>,
+    /// Clusters that were taken for what had to move.
+    copied: u64,
 }
 
 impl Checker<'_> {
@@ -213,6 +236,9 @@ impl Checker<'_> {
                 self.compare_flags(false)?;
             }
             Repair::All => {
+                if self.limit.is_none() {
+                    self.separate()?;
+                }
                 if self.refcounts_unusable {
                     self.rebuild()?;
                 } else {
@@ -227,6 +253,21 @@ impl Checker<'_> {
         }
         self.report.image_end = self.end << self.layout.cluster_bits;
         Ok(())
+    }
+
+    /// Forgets what was counted.
+    fn forget(&mut self) {
+        self.counts = Counts::default();
+        self.dangling.clear();
+        self.missing = Missing::default();
+        self.roots.clear();
+        self.owners.clear();
+        self.table.clear();
+        self.stored = None;
+        self.table_unusable = false;
+        self.refcounts_unusable = false;
+        self.lost = false;
+        self.end = 0;
     }
 
     /// Makes refcounts low enough, unless it is unknown what is in use.
@@ -297,7 +338,7 @@ impl Checker<'_> {
         let (done, all) = self.steps;
         let len = self.layout.cluster_size();
         (self.progress)(done.min(all) * len, all * len);
-        if done * len > self.limit {
+        if self.limit.is_some_and(|limit| done * len > limit) {
             return Err(io::Error::other(
                 "there is too much metadata to do that now; do it by `edgevmm image check --repair`",
             ));

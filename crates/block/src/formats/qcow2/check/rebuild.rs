@@ -27,7 +27,10 @@ impl Checker<'_> {
         loop {
             let wanted = table + blocks.len() as u64;
             if place.end - place.start < wanted {
-                place = self.find_room(wanted)?;
+                place = match self.find_room(wanted) {
+                    Err(_) if self.lost || !self.dangling.is_empty() => return self.give_up(),
+                    found => found?,
+                };
             }
             let end = self.counts.end().max(place.end);
             let last = end.div_ceil(refcounts);
@@ -89,16 +92,19 @@ impl Checker<'_> {
     }
 
     /// A run of clusters that neither anything refers to nor the old refcounts are in.
-    fn find_room(&self, count: u64) -> io::Result<Range<u64>> {
+    pub(super) fn find_room(&self, count: u64) -> io::Result<Range<u64>> {
         let layout = self.layout;
-        let file_end = layout.clusters(self.file_len);
+        let full = io::Error::from_raw_os_error(libc::ENOSPC);
         if !self.file.is_device() {
-            // Nor where anything would be then to which there are references now.
-            let mut start = file_end.max(self.counts.end());
-            while let Some(last) = self.dangling.range(start..start + count).next_back() {
-                start = last + 1;
+            // What is missing must stay past the end of the file, or it would read as zeroes.
+            let start = layout.clusters(self.file_len).max(self.counts.end());
+            let first = self.dangling.range(start..).next();
+            if first.is_none_or(|first| start.saturating_add(count) <= *first) {
+                return Ok(start..start.saturating_add(count));
             }
-            return Ok(start..start + count);
+        }
+        if self.lost {
+            return Err(full);
         }
         let table = layout.cluster_of(self.header.refcount_offset);
         let table = table..table + u64::from(self.header.refcount_clusters);
@@ -118,7 +124,16 @@ impl Checker<'_> {
                 return Ok(start..at);
             }
         }
-        Err(io::Error::from_raw_os_error(libc::ENOSPC))
+        Err(full)
+    }
+
+    fn give_up(&mut self) -> io::Result<()> {
+        let what = "There is no room for new refcounts before where the missing end of the file \
+                    was; copy the image again, or save what is left by `edgevmm image convert`";
+        self.say(what.into());
+        // The old ones stay where they are, but are no longer counted.
+        self.lost = true;
+        Ok(())
     }
 
     /// Writes new refcounts: those of the blocks with these numbers, and a table of `table`

@@ -6,6 +6,7 @@ use super::Checker;
 use crate::formats::qcow2::entry::{COMPRESSED, COPIED, Entry, OFFSET_MASK, Place, words};
 use crate::formats::qcow2::header::{BITMAPS, u32_at, u64_at};
 use crate::formats::qcow2::open::read_table;
+use crate::formats::qcow2::places::Use;
 use crate::formats::qcow2::snapshots::Directory;
 
 /// Bits of an entry of an L1 table that have no meaning, and of one of an L2 table.
@@ -35,6 +36,7 @@ impl Checker<'_> {
     pub fn walk(&mut self) -> io::Result<()> {
         let header = self.header.clone();
         self.count("header", 0, 1)?;
+        self.own(Use::Header, 0, 1, true)?;
         let directory = match Directory::read(self.file, &header) {
             Ok(directory) => directory,
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -44,7 +46,10 @@ impl Checker<'_> {
             }
             Err(error) => return Err(error),
         };
-        self.count("snapshot table", header.snapshots_offset, directory.len)?;
+        let (offset, len) = (header.snapshots_offset, directory.len);
+        if self.count("snapshot table", offset, len)? && len > 0 {
+            self.own(Use::Snapshots, offset, len, true)?;
+        }
         let mut roots = vec![Root {
             offset: header.l1_offset,
             entries: header.l1_entries.into(),
@@ -63,12 +68,30 @@ impl Checker<'_> {
         if let Some((offset, len)) = header.encryption_header() {
             self.count("encryption header", offset, len)?;
         }
-        self.walk_refcounts()
+        self.walk_refcounts()?;
+        self.find_shared();
+        Ok(())
     }
 
     /// Counts the clusters that `len` bytes at `offset` touch. Returns whether they are in the
     /// file.
     fn count(&mut self, what: &str, offset: u64, len: u64) -> io::Result<bool> {
+        let inside = self.count_inside(what, offset, len)?;
+        if !inside {
+            if self.dangling.len() >= MAX_DANGLING {
+                return Err(io::Error::other(
+                    "there is too much that is past the end of the file; copy the image again",
+                ));
+            }
+            let end = self.layout.clusters(offset.saturating_add(len));
+            self.dangling
+                .extend((self.layout.cluster_of(offset)..end).take(2));
+        }
+        Ok(inside)
+    }
+
+    /// [`Self::count`], but does not keep in mind what is past the end of the file.
+    fn count_inside(&mut self, what: &str, offset: u64, len: u64) -> io::Result<bool> {
         if len == 0 {
             return Ok(true);
         }
@@ -80,12 +103,6 @@ impl Checker<'_> {
                 "The {what} at offset {offset} reaches past the end of the file at {}",
                 self.file_len
             ));
-            if self.dangling.len() >= MAX_DANGLING {
-                return Err(io::Error::other(
-                    "there is too much that is past the end of the file; copy the image again",
-                ));
-            }
-            self.dangling.extend(clusters.take(2));
             return Ok(false);
         }
         for cluster in clusters {
@@ -112,6 +129,10 @@ impl Checker<'_> {
             self.lost = true;
             return Ok(());
         }
+        if root.entries > 0 {
+            self.own(Use::L1, root.offset, root.entries * 8, root.active)?;
+            self.roots.push(root);
+        }
         let l1 = read_table(self.file, root.offset, root.entries)?;
         let mut table = vec![0; self.layout.cluster_len()];
         for (index, entry) in l1.into_iter().enumerate() {
@@ -134,6 +155,7 @@ impl Checker<'_> {
                 continue;
             }
             if self.count("L2 table", offset, 1)? {
+                self.own(Use::L2, offset, 1, root.active)?;
                 self.file.read_buf(&mut table, offset)?;
                 let first = (index as u64).saturating_mul(self.layout.table_entries());
                 self.walk_l2(&table, offset, first, root.active)?;
@@ -181,7 +203,9 @@ impl Checker<'_> {
                     self.note_data(active, offset, &mut expected);
                 }
                 Place::At { offset, .. } => {
-                    self.count("data", offset, 1)?;
+                    if !self.count("data", offset, 1)? {
+                        self.missing.note(offset, layout.cluster_size());
+                    }
                     self.note_data(active, offset, &mut expected);
                 }
                 Place::Packed(packed) => {
@@ -272,11 +296,14 @@ impl Checker<'_> {
             ));
             self.table_unusable = true;
         } else {
-            self.table_unusable = !self.count("refcount table", offset, len)?;
+            self.table_unusable = !self.count_inside("refcount table", offset, len)?;
         }
         if self.table_unusable {
             self.refcounts_unusable = true;
             return Ok(());
+        }
+        if len > 0 {
+            self.own(Use::RefcountTable, offset, len, true)?;
         }
         self.table = read_table(self.file, offset, len / 8)?;
         for index in 0..self.table.len() {
@@ -296,21 +323,12 @@ impl Checker<'_> {
                     "Entry {index} of the refcount table points at offset {offset}, where no \
                      cluster begins"
                 ));
-            } else if self.count("refcount block", offset, 1)? {
+            } else if self.count_inside("refcount block", offset, 1)? {
+                self.own(Use::RefcountBlock, offset, 1, true)?;
                 continue;
             }
             self.refcounts_unusable = true;
             self.table[index] = 0;
-        }
-        // Whatever shares a place with a block destroys it, or is destroyed by it.
-        for index in 0..self.table.len() {
-            let cluster = self.layout.cluster_of(self.table[index] & !0x1ff);
-            if cluster != 0 && self.counts.get(cluster) > 1 {
-                self.corrupt(format!(
-                    "The refcount block at cluster {cluster} shares its place with something else"
-                ));
-                self.refcounts_unusable = true;
-            }
         }
         Ok(())
     }
