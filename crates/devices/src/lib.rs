@@ -5,6 +5,7 @@
 //! the backend traits beside each device. Each device keeps its config (fixed at build time)
 //! apart from its state (a serialisable struct).
 
+pub mod ahci;
 pub mod bus;
 pub mod console;
 pub mod disk;

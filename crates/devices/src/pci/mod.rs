@@ -15,9 +15,10 @@
 mod bridge;
 pub mod config_memory;
 pub mod config_space;
-mod dword;
+pub(crate) mod dword;
 mod fronts;
 mod host;
+pub mod msi;
 pub mod msix;
 #[cfg(test)]
 mod tests;

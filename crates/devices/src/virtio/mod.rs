@@ -6,7 +6,7 @@
 //! device thread until it is deactivated.
 
 pub mod block;
-mod buffers;
+pub(crate) mod buffers;
 mod config_space;
 pub mod console;
 mod descriptors;
