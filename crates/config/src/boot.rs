@@ -63,6 +63,9 @@ pub struct BootConfig {
     /// BIOS image; Debian's SeaBIOS when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bios: Option<PathBuf>,
+    /// UEFI image; that of the host's packages when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uefi: Option<PathBuf>,
 }
 
 /// What the cloud-init seed tells the guest.

@@ -132,7 +132,12 @@ impl VmConfig {
             files.chain(&mut disk.overlay).chain([&mut disk.path])
         });
         let boot = &mut self.boot;
-        let boot = [&mut boot.kernel, &mut boot.initrd, &mut boot.bios];
+        let boot = [
+            &mut boot.kernel,
+            &mut boot.initrd,
+            &mut boot.bios,
+            &mut boot.uefi,
+        ];
         let seed = self.cloud_init.iter_mut();
         let seed = seed.flat_map(|seed| {
             [

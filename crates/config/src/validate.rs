@@ -52,9 +52,9 @@ pub enum ConfigError {
     /// A kernel's companion came without it.
     #[error("`{0}` needs a kernel to go with it: add --kernel, or leave it out")]
     NoKernel(&'static str),
-    /// Both ways to boot.
-    #[error("A kernel starts without a BIOS: leave out --kernel or --bios")]
-    KernelAndBios,
+    /// A kernel, and a file for firmware.
+    #[error("A kernel starts without firmware: leave out --kernel or `{0}`")]
+    KernelAndFile(&'static str),
     /// A kernel, and firmware that would start another one.
     #[error("A kernel starts without firmware: leave out --kernel, or --firmware {0}")]
     KernelAndFirmware(FirmwareChoice),
@@ -63,11 +63,17 @@ pub enum ConfigError {
         "Without firmware nothing starts a disk: give a kernel with --kernel, or leave out --firmware none"
     )]
     NeitherKernelNorFirmware,
-    /// A BIOS image for other firmware.
-    #[error(
-        "A BIOS image is of no use to --firmware {0}: leave out --bios, or choose --firmware bios"
-    )]
-    BiosAndFirmware(FirmwareChoice),
+    /// A file for other firmware.
+    #[error("`{what}` is of no use to --firmware {firmware}: leave out one of both")]
+    OtherFirmware {
+        /// The flag of the file.
+        what: &'static str,
+        /// What was chosen.
+        firmware: FirmwareChoice,
+    },
+    /// Files for two firmwares.
+    #[error("`--bios` and `--uefi` are for different firmware: leave out one of both")]
+    BiosAndUefi,
     /// The command line is too long or not a line.
     #[error("The kernel command line has {0}: keep it to one line of at most {MAX_CMDLINE} bytes")]
     Cmdline(String),
@@ -372,7 +378,10 @@ mod tests {
             ),
             ("boot: {initrd: i}", "`initrd` needs a kernel"),
             ("boot: {cmdline: c}", "`cmdline` needs a kernel"),
-            ("boot: {kernel: k, bios: b}", "leave out --kernel or --bios"),
+            (
+                "boot: {kernel: k, bios: b}",
+                "leave out --kernel or `--bios`",
+            ),
             ("boot: {kernel: ''}", "path of the kernel is empty"),
             (
                 "boot: {kernel: k, cmdline: \"a\\nb\"}",

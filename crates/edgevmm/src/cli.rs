@@ -188,6 +188,9 @@ pub struct BootArgs {
     /// BIOS image [default: SeaBIOS of the host]
     #[arg(long, value_name = "FILE")]
     pub bios: Option<PathBuf>,
+    /// UEFI image, such as CLOUDHV.fd [default: that of the host's packages]
+    #[arg(long, value_name = "FILE")]
+    pub uefi: Option<PathBuf>,
     /// Write the messages of the firmware's debug port to a file, or to standard error with -
     #[arg(long, value_name = "FILE")]
     pub debugcon: Option<PathBuf>,

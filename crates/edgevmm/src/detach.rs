@@ -19,6 +19,7 @@ use crate::cli::VmmArgs;
 use crate::exit::{self, Failure, Outcome};
 use crate::launch::{claim, failure};
 use crate::messages;
+use crate::term;
 
 /// Environment variable with the log filter, for the child.
 pub const LOG_VARIABLE: &str = "EDGEVMM_LOG";
@@ -147,7 +148,12 @@ fn live(claim: &MachineClaim, ready: &mut Option<File>) -> Outcome {
     let vm: VmConfig =
         serde_json::from_reader(io::stdin().lock()).context("Can't read the configuration")?;
     std::env::set_current_dir("/").context("Can't change to /")?;
-    let result = edgevmm_vmm::run(&vm, claim, |_| report(ready, None));
+    let result = edgevmm_vmm::run(&vm, claim, |started| {
+        if let Some(note) = &started.boot_note {
+            term::notice(note);
+        }
+        report(ready, None)
+    });
     let record = result.map_err(failure)?;
     if let Err(error) = std::fs::remove_file(claim.dir().socket()) {
         tracing::debug!(%error, "Can't remove the socket");

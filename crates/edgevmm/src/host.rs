@@ -35,6 +35,7 @@ pub fn check(vm: &VmConfig) -> Result<(), Failure> {
         ("kernel", &vm.boot.kernel),
         ("initrd", &vm.boot.initrd),
         ("BIOS image", &vm.boot.bios),
+        ("UEFI image", &vm.boot.uefi),
         ("user-data", &seed.user_data),
         ("SSH key file", &seed.ssh_key),
         ("network configuration", &seed.network_config),

@@ -71,6 +71,7 @@ pub fn failure(error: VmmError) -> Failure {
                 | BootError::KernelTooLong(_)
                 | BootError::NoRoom(_)
                 | BootError::CommandLine { .. }
+                | BootError::NotFirmware { .. }
                 | BootError::FirmwareSize { .. },
             )
             | BuildError::Network(NetworkError::Ipv6 { .. })
@@ -91,6 +92,9 @@ fn run_on_terminal(
 ) -> Result<edgevmm_api::ExitRecord, VmmError> {
     let mut terminal = None;
     let result = edgevmm_vmm::run(vm, claim, |started| {
+        if let Some(note) = &started.boot_note {
+            term::notice(note);
+        }
         if let Some(path) = &started.console_pty {
             term::notice(&format!("the console is at {}", path.display()));
         }
@@ -234,7 +238,13 @@ mod tests {
         assert_eq!(failure(kernel()), Failure::usage(kernel()));
         let slots = || VmmError::Build(BuildError::Slots);
         assert_eq!(failure(slots()), Failure::usage(slots()));
-        let missing = || boot(BootError::NoFirmware("bios".into()));
+        let missing = || {
+            boot(BootError::NoFirmware {
+                what: "BIOS image",
+                path: "bios".into(),
+                package: "seabios",
+            })
+        };
         assert_eq!(failure(missing()), Failure::host(missing()));
     }
 }

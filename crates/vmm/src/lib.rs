@@ -63,6 +63,8 @@ pub struct Started {
     pub resizer: Option<Resizer>,
     /// The pseudo-terminal of its console, if it has one.
     pub console_pty: Option<PathBuf>,
+    /// Which firmware starts the guest and why, where that was left to its disk.
+    pub boot_note: Option<String>,
 }
 
 /// Runs a machine until its guest has ended. Blocks; call it from the main thread.
@@ -101,6 +103,7 @@ async fn live(
     let machine = Machine::build(config, &mailbox)?;
     let console = Arc::clone(machine.console());
     let console_pty = machine.console_pty();
+    let boot_note = machine.boot_note();
     let resizer = machine.console_resizer();
     let disks = machine.disks();
     let config_json = serde_json::to_string(config).unwrap_or_default();
@@ -130,6 +133,7 @@ async fn live(
         console: Arc::clone(&console),
         resizer,
         console_pty,
+        boot_note,
     };
     announce(started).map_err(VmmError::Announce)?;
 

@@ -27,6 +27,8 @@ enum Name {
     Mini,
     /// A whole Debian 12 as qcow2; log in as root with password root.
     Debian12,
+    /// UEFI firmware as packages have it.
+    Firmware,
 }
 
 impl ImagesCommand {
@@ -47,6 +49,7 @@ impl ImagesCommand {
                 Name::Kernel => Image::Kernel,
                 Name::Mini => Image::Mini,
                 Name::Debian12 => Image::Debian12,
+                Name::Firmware => Image::Firmware,
             };
             images.ensure(image)?;
             files.extend(images.files(image));

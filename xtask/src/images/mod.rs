@@ -3,6 +3,7 @@
 
 mod debian12;
 mod disk;
+mod firmware;
 mod kernel;
 mod mini;
 
@@ -25,6 +26,8 @@ pub enum Image {
     Mini,
     /// A whole distribution on a GPT disk: GRUB for BIOS and UEFI, systemd, cloud-init, ssh.
     Debian12,
+    /// UEFI firmware: Cloud Hypervisor's, and OVMF of two releases.
+    Firmware,
 }
 
 /// Where the images lie.
@@ -88,6 +91,24 @@ impl Images {
         self.dir.join("debian12/debian12.qcow2")
     }
 
+    /// UEFI by PVH.
+    #[must_use]
+    pub fn cloudhv(&self) -> PathBuf {
+        self.dir.join("firmware/CLOUDHV.fd")
+    }
+
+    /// The code and the variables' template of OVMF from the lab's release.
+    #[must_use]
+    pub fn ovmf(&self) -> [PathBuf; 2] {
+        firmware::OVMF_FILES.map(|file| self.dir.join("firmware/new").join(file))
+    }
+
+    /// The same from the guests' release, which is older.
+    #[must_use]
+    pub fn old_ovmf(&self) -> [PathBuf; 2] {
+        firmware::OVMF_FILES.map(|file| self.dir.join("firmware/old").join(file))
+    }
+
     /// The files of one kind.
     #[must_use]
     pub fn files(&self, image: Image) -> Vec<PathBuf> {
@@ -95,6 +116,10 @@ impl Images {
             Image::Kernel => vec![self.vmlinuz(), self.vmlinux(), self.initrd()],
             Image::Mini => vec![self.mini_raw(), self.mini_qcow2()],
             Image::Debian12 => vec![self.debian12()],
+            Image::Firmware => {
+                let ovmf = self.ovmf().into_iter().chain(self.old_ovmf());
+                ovmf.chain([self.cloudhv()]).collect()
+            }
         }
     }
 
@@ -112,6 +137,7 @@ impl Images {
                 "debian12",
                 cache::recipe((&mirror, debian12::RECIPE, disk::RECIPE)),
             ),
+            Image::Firmware => ("firmware", cache::recipe((&mirror, firmware::RECIPE))),
         };
         let dir = self.dir.join(name);
         if cache::is_fresh(&dir, recipe) {
@@ -133,6 +159,7 @@ impl Images {
                 Image::Kernel => kernel::make(&workshop, dir),
                 Image::Mini => mini::make(&workshop, &kernel::tree(&self.dir.join("kernel")), dir),
                 Image::Debian12 => debian12::make(&workshop, dir),
+                Image::Firmware => firmware::make(&workshop, dir),
             })
         })
         .map(drop)

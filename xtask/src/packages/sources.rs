@@ -79,6 +79,15 @@ impl Mirror {
         }
     }
 
+    /// The release that gets new packages first.
+    #[must_use]
+    pub fn newest_suite(&self) -> &str {
+        match self.distribution {
+            Distribution::Debian => "sid",
+            Distribution::Ubuntu => &self.host_suite,
+        }
+    }
+
     /// The package that depends on the newest general-purpose kernel of a release.
     #[must_use]
     pub fn generic_kernel(&self) -> &'static str {

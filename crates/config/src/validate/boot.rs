@@ -12,6 +12,7 @@ pub fn check_boot(boot: &BootConfig, disks: bool) -> Result<(), ConfigError> {
         ("kernel", &boot.kernel),
         ("initrd", &boot.initrd),
         ("BIOS", &boot.bios),
+        ("UEFI", &boot.uefi),
     ] {
         path.as_deref()
             .map_or(Ok(()), |path| check_path(what, path))?;
@@ -23,9 +24,19 @@ pub fn check_boot(boot: &BootConfig, disks: bool) -> Result<(), ConfigError> {
     }
 }
 
+/// Files for firmware, and which that is.
+fn files(boot: &BootConfig) -> [(&'static str, FirmwareChoice, bool); 2] {
+    [
+        ("--bios", FirmwareChoice::Bios, boot.bios.is_some()),
+        ("--uefi", FirmwareChoice::Uefi, boot.uefi.is_some()),
+    ]
+}
+
 fn check_kernel(boot: &BootConfig) -> Result<(), ConfigError> {
+    if let Some((what, ..)) = files(boot).into_iter().find(|(.., given)| *given) {
+        return Err(ConfigError::KernelAndFile(what));
+    }
     match boot.firmware {
-        _ if boot.bios.is_some() => Err(ConfigError::KernelAndBios),
         FirmwareChoice::Auto | FirmwareChoice::None => {
             boot.cmdline.as_deref().map_or(Ok(()), check_cmdline)
         }
@@ -34,15 +45,20 @@ fn check_kernel(boot: &BootConfig) -> Result<(), ConfigError> {
 }
 
 fn check_firmware(boot: &BootConfig, disks: bool) -> Result<(), ConfigError> {
-    match boot.firmware {
+    let firmware = boot.firmware;
+    // What `fast` falls back to may be given.
+    let chosen = matches!(firmware, FirmwareChoice::Bios | FirmwareChoice::Uefi);
+    let mut others = files(boot).into_iter();
+    let other = others.find(|(_, of, given)| *given && chosen && *of != firmware);
+    match firmware {
         _ if boot.initrd.is_some() => Err(ConfigError::NoKernel("initrd")),
         _ if boot.cmdline.is_some() => Err(ConfigError::NoKernel("cmdline")),
         FirmwareChoice::None => Err(ConfigError::NeitherKernelNorFirmware),
-        firmware @ (FirmwareChoice::Uefi | FirmwareChoice::Fast) if boot.bios.is_some() => {
-            Err(ConfigError::BiosAndFirmware(firmware))
-        }
+        _ if boot.bios.is_some() && boot.uefi.is_some() => Err(ConfigError::BiosAndUefi),
         _ if !disks => Err(ConfigError::NothingToBoot),
-        _ => Ok(()),
+        _ => other.map_or(Ok(()), |(what, ..)| {
+            Err(ConfigError::OtherFirmware { what, firmware })
+        }),
     }
 }
 
@@ -98,8 +114,17 @@ mod tests {
             ),
             ("firmware: none", "give a kernel with --kernel"),
             ("firmware: none, bios: b", "give a kernel with --kernel"),
-            ("firmware: uefi, bios: b", "of no use to --firmware uefi"),
-            ("firmware: fast, bios: b", "of no use to --firmware fast"),
+            (
+                "firmware: uefi, bios: b",
+                "`--bios` is of no use to --firmware uefi",
+            ),
+            (
+                "firmware: bios, uefi: u",
+                "`--uefi` is of no use to --firmware bios",
+            ),
+            ("bios: b, uefi: u", "are for different firmware"),
+            ("kernel: k, bios: b", "leave out --kernel or `--bios`"),
+            ("kernel: k, uefi: u", "leave out --kernel or `--uefi`"),
             ("firmware: uefi, initrd: i", "`initrd` needs a kernel"),
         ] {
             let error = check(&format!("{{disks: [{{path: a}}], boot: {{{boot}}}}}")).unwrap_err();

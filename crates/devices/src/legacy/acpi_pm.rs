@@ -5,6 +5,9 @@
 //! only event is the fixed power button; the only sleeping state is S5. Left out: the timer's
 //! carry event (TMR_STS never rises; no operating system waits for it when the timer has 32 bits),
 //! the global lock and wake events.
+//!
+//! UEFI built for Cloud Hypervisor (edk2's OvmfPkg/CloudHv) powers off as hardware-reduced ACPI
+//! does, by a byte of its own to the first port, which no other software writes there.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +35,10 @@ const TIMER_HZ: u128 = 3_579_545;
 
 const POWER_BUTTON: u16 = 1 << 8;
 const ENABLE_MASK: u16 = 0x0721;
+
+/// Sleep control of hardware-reduced ACPI: S5 as 5, and the bit that enters it. As status it would
+/// acknowledge an event that is reserved.
+const REDUCED_S5: u8 = 5 << 2 | 1 << 5;
 
 const SCI_ENABLED: u16 = 1 << 0;
 const BUS_MASTER_RELOAD: u16 = 1 << 1;
@@ -176,6 +183,10 @@ impl BusDevice for AcpiPm {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
+        if offset == 0 && data == [REDUCED_S5] {
+            self.config.control.request(MachineRequest::PowerOff);
+            return;
+        }
         for (offset, byte) in (offset..).zip(data) {
             self.write_byte(offset, *byte);
         }
@@ -271,6 +282,17 @@ mod tests {
         m.pm.write(4, &0x2000_u16.to_le_bytes());
         assert_eq!(m.control.requests(), [MachineRequest::PowerOff]);
         assert_eq!(inw(&mut m.pm, 4) & SLEEP_ENABLE, 0, "write-only");
+    }
+
+    #[test]
+    fn the_byte_of_uefi_powers_off_and_no_other_does() {
+        let mut m = machine();
+        for bytes in [&[0x30][..], &[0x34, 0], &[0x20]] {
+            m.pm.write(0, bytes);
+        }
+        assert_eq!(m.control.requests(), []);
+        m.pm.write(0, &[0x34]);
+        assert_eq!(m.control.requests(), [MachineRequest::PowerOff]);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The host bridge at 00:00.0: what firmware wants to see of an Intel Q35 (MCH).
+//! The host bridge at 00:00.0: what firmware wants to see of an Intel Q35 (MCH), or the bridge by
+//! which UEFI built for Cloud Hypervisor knows its machine.
 //!
 //! PAM and PCIEXBAR are plain storage. The memory they would shadow is always RAM, and ECAM is
 //! decoded at a fixed address, the one that SeaBIOS programs; moving it has no effect.
@@ -22,6 +23,25 @@ const PCIEXBAR: [(u8, u32); 2] = [(0x60 / 4, 0xf000_0007), (0x64 / 4, 0xf)];
 /// PAM0 to PAM6 at 0x90 to 0x96. SeaBIOS copies itself below 1 MiB when PAM0 reads as 0.
 const PAM: [(u8, u32); 2] = [(0x90 / 4, 0xffff_ffff), (0x94 / 4, 0x00ff_ffff)];
 
+/// Which host bridge a machine shows. Firmware takes from it what it is to do without asking.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum BridgeModel {
+    /// Intel Q35, as QEMU has it: SeaBIOS, OVMF.
+    #[default]
+    Q35,
+    /// Cloud Hypervisor's: CLOUDHV.fd of edk2.
+    CloudHypervisor,
+}
+
+impl BridgeModel {
+    fn device(self) -> u16 {
+        match self {
+            Self::Q35 => IDENTITY.device,
+            Self::CloudHypervisor => 0x0d57,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct HostBridge {
     config: ConfigSpace,
@@ -36,6 +56,13 @@ impl HostBridge {
         Self {
             config: builder.build(slot),
         }
+    }
+
+    /// Shows `model` from now on.
+    pub(super) fn set_model(&mut self, model: BridgeModel) {
+        let vendor = u32::from(IDENTITY.vendor);
+        let id = vendor | u32::from(model.device()) << 16;
+        self.config.set_constant(0, id);
     }
 
     pub(super) fn state(&self) -> ConfigSpaceState {

@@ -237,6 +237,14 @@ impl ConfigSpace {
         decoded
     }
 
+    /// Gives a register of constant bits another value, which it also has after each reset.
+    pub fn set_constant(&mut self, register: u8, value: u32) {
+        if let Some(initial) = self.initial.get_mut(usize::from(register)) {
+            *initial = value;
+            self.page.update(register, u32::MAX, value);
+        }
+    }
+
     /// Puts every register back to its value after power-on.
     pub fn reset(&self) {
         for (register, value) in (0..).zip(self.initial) {

@@ -11,8 +11,8 @@ const DATA: u64 = 4;
 /// The reset control register's offset; it overlaps the address port, which takes dwords only.
 const RESET_CONTROL: u64 = 1;
 
-/// Ports 0xcf8 to 0xcff: configuration address and data, and the reset control register at
-/// 0xcf9.
+/// Ports 0xcf8 to 0xcff: configuration address and data, where [`PciHost::set_face`] allows it,
+/// and the reset control register at 0xcf9.
 #[derive(Debug)]
 pub struct PciConfigPorts {
     host: Arc<PciHost>,
@@ -38,10 +38,11 @@ impl PciConfigPorts {
 impl BusDevice for PciConfigPorts {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         match (offset, data) {
+            (RESET_CONTROL, [byte]) => *byte = self.host.reset_control(),
+            _ if !self.host.has_config_ports() => {}
             (0, data) if data.len() == 4 => {
                 data.copy_from_slice(&self.host.address().to_le_bytes());
             }
-            (RESET_CONTROL, [byte]) => *byte = self.host.reset_control(),
             (DATA.., data) => {
                 if let Some(base) = self.host.selected() {
                     self.host.config_read(base + (offset - DATA), data);
@@ -53,8 +54,9 @@ impl BusDevice for PciConfigPorts {
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         match (offset, data) {
-            (0, &[a, b, c, d]) => self.host.set_address(u32::from_le_bytes([a, b, c, d])),
             (RESET_CONTROL, &[byte]) => self.write_reset_control(byte),
+            _ if !self.host.has_config_ports() => {}
+            (0, &[a, b, c, d]) => self.host.set_address(u32::from_le_bytes([a, b, c, d])),
             (DATA.., data) => {
                 if let Some(base) = self.host.selected() {
                     self.host.config_write(base + (offset - DATA), data);
@@ -62,28 +64,6 @@ impl BusDevice for PciConfigPorts {
             }
             _ => {}
         }
-    }
-}
-
-/// The reset control register alone, at 0xcf9, for a machine whose configuration space is reached
-/// by ECAM only.
-#[derive(Debug)]
-pub struct PciResetPort(PciConfigPorts);
-
-impl PciResetPort {
-    /// The register of `host`; resets are filed with `control`.
-    pub fn new(host: Arc<PciHost>, control: Arc<dyn MachineControl>) -> Self {
-        Self(PciConfigPorts::new(host, control))
-    }
-}
-
-impl BusDevice for PciResetPort {
-    fn read(&mut self, offset: u64, data: &mut [u8]) {
-        self.0.read(offset + RESET_CONTROL, data);
-    }
-
-    fn write(&mut self, offset: u64, data: &[u8]) {
-        self.0.write(offset + RESET_CONTROL, data);
     }
 }
 

@@ -2,12 +2,12 @@
 
 use std::fmt::{self, Debug};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
 
-use super::bridge::HostBridge;
+use super::bridge::{BridgeModel, HostBridge};
 use super::config_memory::{ConfigMemory, ConfigPage, FUNCTION_LEN, SLOT_LEN, SLOTS};
 use super::config_space::ConfigSpaceState;
 use super::dword::dword_parts;
@@ -44,6 +44,8 @@ pub struct PciHost {
     functions: [Option<Arc<Mutex<dyn PciFunction>>>; SLOTS as usize],
     /// What is decoded, by slot. Taken while a function's lock is held, never before it.
     mappings: RwLock<Vec<Mapping>>,
+    /// Whether the configuration ports answer.
+    config_ports: AtomicBool,
     /// The configuration address register.
     address: AtomicU32,
     /// The reset control register.
@@ -75,9 +77,22 @@ impl PciHost {
             bridge,
             functions,
             mappings: RwLock::default(),
+            config_ports: AtomicBool::new(true),
             address: AtomicU32::new(0),
             reset_control: AtomicU8::new(0),
         })
+    }
+
+    /// Shows `model` as the host bridge, and the configuration ports or none, which leaves ECAM:
+    /// what is to start next asks for it. Call this while no vCPU runs.
+    pub fn set_face(&self, model: BridgeModel, config_ports: bool) {
+        lock(&self.bridge).set_model(model);
+        self.config_ports.store(config_ports, Ordering::Relaxed);
+    }
+
+    /// Whether the configuration ports answer.
+    pub(super) fn has_config_ports(&self) -> bool {
+        self.config_ports.load(Ordering::Relaxed)
     }
 
     /// Reserves a slot (1 to 31) for a function that is to be made. Once made, it is put there

@@ -23,7 +23,8 @@ pub mod msix;
 #[cfg(test)]
 mod tests;
 
-pub use fronts::{PciConfigPorts, PciEcam, PciResetPort, PciWindow};
+pub use bridge::BridgeModel;
+pub use fronts::{PciConfigPorts, PciEcam, PciWindow};
 pub use host::{PciHost, PciHostState, PciSlot};
 
 use std::io;

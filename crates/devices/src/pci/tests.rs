@@ -160,6 +160,23 @@ fn the_bridge_is_what_seabios_looks_for() {
 }
 
 #[test]
+fn the_face_is_changed_for_the_next_start() {
+    let mut machine = Machine::new();
+    machine.host.set_face(BridgeModel::CloudHypervisor, false);
+    machine.host.reset_all();
+    assert_eq!(machine.read(0, 0), 0x0d57_8086);
+    machine.select(0x8000_0000);
+    assert_eq!(machine.port_read(0, 4), [0xff; 4]);
+    assert_eq!(machine.port_read(4, 4), [0xff; 4]);
+    machine.ports.write(1, &[6]);
+    assert_eq!(machine.control.requests(), [MachineRequest::Reset]);
+
+    machine.host.set_face(BridgeModel::Q35, true);
+    machine.select(0x8000_0000);
+    assert_eq!(machine.port_read(4, 4), [0x86, 0x80, 0xc0, 0x29]);
+}
+
+#[test]
 fn capabilities_are_a_list() {
     let machine = Machine::new();
     assert_eq!(machine.read(1, 4) >> 16, 0x10);

@@ -4,6 +4,7 @@ use std::fs::OpenOptions;
 use std::io;
 use std::process::{Command, Stdio};
 
+use edgevmm_vmm::boot::cloudhv::DEFAULT_CLOUDHV;
 use edgevmm_vmm::boot::firmware::DEFAULT_BIOS;
 
 use super::{Check, Host, find_program};
@@ -14,6 +15,7 @@ pub(super) fn checks(host: &Host) -> Vec<Check> {
     let memory = Memory::read().unwrap_or_default();
     vec![
         firmware(host),
+        uefi(host),
         passt(),
         tun(host),
         huge_pages(&memory),
@@ -31,6 +33,19 @@ fn firmware(host: &Host) -> Check {
             "firmware",
             format!("there is no {DEFAULT_BIOS}, so disks don't boot; kernels do"),
             "apt install seabios, or give an image with --bios",
+        )
+    }
+}
+
+fn uefi(host: &Host) -> Check {
+    let name = "UEFI";
+    if host.exists(DEFAULT_CLOUDHV) {
+        Check::ok(name, DEFAULT_CLOUDHV)
+    } else {
+        Check::warn(
+            name,
+            format!("there is no {DEFAULT_CLOUDHV}, so --firmware uefi doesn't work"),
+            "apt install cloudhv-efi-x86-64, or give an image with --uefi",
         )
     }
 }
@@ -166,6 +181,7 @@ mod tests {
             root: folder.path().into(),
         };
         assert!(firmware(&host).fix.unwrap().contains("seabios"));
+        assert!(uefi(&host).fix.unwrap().contains("cloudhv-efi-x86-64"));
         assert_eq!(tun(&host).fix.unwrap(), "modprobe tun");
         assert_eq!(cgroups(&host).status, Status::Warn);
         assert_eq!(io_uring(&host).status, Status::Ok);

@@ -10,7 +10,7 @@ use edgevmm_devices::GuestMemory;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, FileOffset, GuestAddress, MmapRegion, VolatileMemory};
 
-use super::{BootError, open_regular};
+use super::{BootError, Source};
 use crate::kvm::regs::Entry;
 use crate::layout::{FIRMWARE_END, LEGACY_HOLE_END};
 
@@ -34,25 +34,14 @@ impl Firmware {
     /// Fails when there is none or it has an impossible size.
     pub fn open(path: Option<&Path>) -> Result<Firmware, BootError> {
         let path = path.map_or_else(|| PathBuf::from(DEFAULT_BIOS), Path::to_path_buf);
-        let read = |source| BootError::Read {
-            what: "BIOS image",
-            path: path.clone(),
-            source,
-        };
-        let file = match open_regular(&path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                return Err(BootError::NoFirmware(path));
-            }
-            Err(e) => return Err(read(e)),
-        };
-        let len = file.metadata().map_err(read)?.len();
+        let image = Source::open_firmware("BIOS image", &path, "seabios")?;
+        let len = image.len()?;
         if !SIZES.contains(&len) {
             return Err(BootError::FirmwareSize { path, len });
         }
         let size = usize::try_from(len).unwrap_or(usize::MAX);
         let rom = MmapRegionBuilder::new(size)
-            .with_file_offset(FileOffset::new(file, 0))
+            .with_file_offset(FileOffset::new(image.file, 0))
             .with_mmap_prot(libc::PROT_READ)
             .with_mmap_flags(libc::MAP_PRIVATE)
             .build()

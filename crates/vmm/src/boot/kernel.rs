@@ -1,35 +1,25 @@
-//! A Linux kernel of the user's: ELF by its PVH entry, bzImage by the 64-bit boot protocol.
-//!
-//! PVH: xen.git docs/misc/pvh.pandoc. bzImage: Documentation/arch/x86/boot.rst of Linux.
+//! A Linux kernel of the user's: ELF by its PVH entry, bzImage by the 64-bit boot protocol
+//! (Documentation/arch/x86/boot.rst of Linux).
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use edgevmm_devices::GuestMemory;
 use linux_loader::bootparam::{boot_params, setup_header};
-use linux_loader::loader::elf::PvhBootCapability;
-use linux_loader::loader::elf::start_info::{
-    hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
-};
-use linux_loader::loader::{self, BzImage, Elf, KernelLoader, KernelLoaderResult};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, ReadVolatile};
+use linux_loader::loader::{self, BzImage, KernelLoader, KernelLoaderResult};
+use vm_memory::{GuestAddress, GuestMemoryBackend, ReadVolatile};
 
-use super::{BootError, open_regular};
+use super::pvh::{self, StartInfo, Tables};
+use super::{BootError, Source, write_obj};
 use crate::kvm::regs::Entry;
 use crate::layout::{LEGACY_HOLE_END, LOW_RAM_END};
-use crate::tables::e820::{E820Entry, E820Type};
+use crate::tables::e820::E820Type;
 
-const START_INFO: u64 = 0x6000;
-const MODULE_LIST: u64 = 0x6040;
-const MEMORY_MAP: u64 = 0x6100;
 const BOOT_PARAMS: u64 = 0x7000;
 const COMMAND_LINE: u64 = 0x2_0000;
 /// Room for the command line. Linux takes 2 KiB.
 const COMMAND_LINE_MAX: usize = 4096;
-
-const PVH_MAGIC: u32 = 0x336e_c578;
-const PVH_VERSION: u32 = 1;
 
 /// `type_of_loader`: none of the registered ones.
 const LOADER_UNDEFINED: u8 = 0xff;
@@ -56,48 +46,7 @@ pub struct Kernel {
     kind: Kind,
     initrd: Option<Source>,
     command_line: String,
-    memory_map: Vec<E820Entry>,
-    rsdp: u64,
-    /// Written at every load, beside the kernel: (address, bytes).
-    tables: Vec<(u64, Vec<u8>)>,
-}
-
-#[derive(Debug)]
-struct Source {
-    what: &'static str,
-    path: PathBuf,
-    file: File,
-}
-
-impl Source {
-    fn open(what: &'static str, path: &Path) -> Result<Source, BootError> {
-        let path = path.to_path_buf();
-        let file = open_regular(&path).map_err(|source| BootError::Read {
-            what,
-            path: path.clone(),
-            source,
-        })?;
-        Ok(Source { what, path, file })
-    }
-
-    fn error(&self, source: io::Error) -> BootError {
-        BootError::Read {
-            what: self.what,
-            path: self.path.clone(),
-            source,
-        }
-    }
-}
-
-/// What the tables of the machine are to a kernel.
-#[derive(Debug)]
-pub struct KernelTables {
-    /// The memory map.
-    pub memory_map: Vec<E820Entry>,
-    /// Address of the ACPI root pointer.
-    pub rsdp: u64,
-    /// ACPI and SMBIOS tables: (address, bytes).
-    pub tables: Vec<(u64, Vec<u8>)>,
+    tables: Tables,
 }
 
 impl Kernel {
@@ -110,7 +59,7 @@ impl Kernel {
         kernel: &Path,
         initrd: Option<&Path>,
         command_line: String,
-        tables: KernelTables,
+        tables: Tables,
     ) -> Result<Kernel, BootError> {
         let mut kernel = Source::open("kernel", kernel)?;
         let kind = kind(&mut kernel.file).map_err(|e| kernel.error(e))?;
@@ -125,29 +74,20 @@ impl Kernel {
                 max: COMMAND_LINE_MAX - 1,
             });
         }
-        let KernelTables {
-            memory_map,
-            rsdp,
-            tables,
-        } = tables;
         Ok(Kernel {
             kernel,
             kind,
             initrd,
             command_line,
-            memory_map,
-            rsdp,
             tables,
         })
     }
 
     pub(super) fn load(&mut self, memory: &GuestMemory) -> Result<Entry, BootError> {
-        for (address, bytes) in &self.tables {
-            write(memory, *address, bytes, "set of firmware tables")?;
-        }
+        self.tables.write(memory)?;
         let mut line = self.command_line.clone().into_bytes();
         line.push(0);
-        write(memory, COMMAND_LINE, &line, "kernel command line")?;
+        super::write(memory, COMMAND_LINE, &line, "kernel command line")?;
         match self.kind {
             Kind::Elf => self.load_elf(memory),
             Kind::BzImage => self.load_bzimage(memory),
@@ -155,52 +95,19 @@ impl Kernel {
     }
 
     fn load_elf(&mut self, memory: &GuestMemory) -> Result<Entry, BootError> {
-        let loaded = self.load_image::<Elf>(memory, None)?;
-        let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
-            return Err(BootError::UnknownKernel(self.kernel.path.clone()));
+        let loaded = pvh::load(&mut self.kernel, memory);
+        let loaded = loaded.map_err(|error| self.refusal(&error))?;
+        let loaded = loaded.ok_or_else(|| BootError::UnknownKernel(self.kernel.path.clone()))?;
+        let module = self.load_initrd(memory, loaded.end, LOW_RAM_END)?;
+        let info = StartInfo {
+            command_line: Some(COMMAND_LINE),
+            module,
         };
-        let initrd = self.load_initrd(memory, loaded.kernel_end, LOW_RAM_END)?;
-        let mut info = hvm_start_info {
-            magic: PVH_MAGIC,
-            version: PVH_VERSION,
-            cmdline_paddr: COMMAND_LINE,
-            rsdp_paddr: self.rsdp,
-            memmap_paddr: MEMORY_MAP,
-            memmap_entries: u32::try_from(self.memory_map.len()).unwrap_or(0),
-            ..Default::default()
-        };
-        if let Some((paddr, size)) = initrd {
-            let module = hvm_modlist_entry {
-                paddr,
-                size,
-                ..Default::default()
-            };
-            write_obj(memory, MODULE_LIST, module)?;
-            info.modlist_paddr = MODULE_LIST;
-            info.nr_modules = 1;
-        }
-        for (index, entry) in (0..).zip(&self.memory_map) {
-            let entry = hvm_memmap_table_entry {
-                addr: entry.address,
-                size: entry.len,
-                type_: entry.kind as u32,
-                reserved: 0,
-            };
-            write_obj(
-                memory,
-                MEMORY_MAP + index * size_of_val(&entry) as u64,
-                entry,
-            )?;
-        }
-        write_obj(memory, START_INFO, info)?;
-        Ok(Entry::Pvh {
-            entry: entry.0,
-            start_info: START_INFO,
-        })
+        info.enter(&loaded, &self.tables, memory)
     }
 
     fn load_bzimage(&mut self, memory: &GuestMemory) -> Result<Entry, BootError> {
-        let loaded = self.load_image::<BzImage>(memory, Some(GuestAddress(LEGACY_HOLE_END)))?;
+        let loaded = self.load_image(memory)?;
         let unknown = || BootError::UnknownKernel(self.kernel.path.clone());
         let header: setup_header = loaded.setup_header.ok_or_else(unknown)?;
         // Before this version the flags are something else.
@@ -231,16 +138,16 @@ impl Kernel {
         params.hdr.type_of_loader = LOADER_UNDEFINED;
         params.hdr.loadflags |= LOADED_HIGH;
         params.hdr.cmd_line_ptr = u32::try_from(COMMAND_LINE).unwrap_or(0);
-        params.acpi_rsdp_addr = self.rsdp;
+        params.acpi_rsdp_addr = self.tables.rsdp;
         if let Some((address, len)) = initrd {
             let narrow =
                 |value| u32::try_from(value).map_err(|_| BootError::NoRoom("initial RAM disk"));
             params.hdr.ramdisk_image = narrow(address)?;
             params.hdr.ramdisk_size = narrow(len)?;
         }
-        let count = self.memory_map.len().min(ZERO_PAGE_E820);
+        let count = self.tables.memory_map.len().min(ZERO_PAGE_E820);
         params.e820_entries = u8::try_from(count).unwrap_or(0);
-        for (slot, entry) in params.e820_table.iter_mut().zip(&self.memory_map) {
+        for (slot, entry) in params.e820_table.iter_mut().zip(&self.tables.memory_map) {
             slot.addr = entry.address;
             slot.size = entry.len;
             slot.r#type = entry.kind as u32;
@@ -253,20 +160,22 @@ impl Kernel {
         })
     }
 
-    fn load_image<L: KernelLoader>(
-        &mut self,
-        memory: &GuestMemory,
-        at: Option<GuestAddress>,
-    ) -> Result<KernelLoaderResult, BootError> {
+    fn load_image(&mut self, memory: &GuestMemory) -> Result<KernelLoaderResult, BootError> {
         let above = Some(GuestAddress(LEGACY_HOLE_END));
-        self.kernel
-            .file
-            .seek(SeekFrom::Start(0))
-            .map_err(|e| self.kernel.error(e))?;
-        L::load(memory, at, &mut self.kernel.file, above).map_err(|error| {
-            tracing::debug!(%error, "The kernel can't be loaded");
-            refusal(self.kernel.path.clone(), &error)
-        })
+        self.kernel.rewind()?;
+        BzImage::load(memory, above, &mut self.kernel.file, above)
+            .map_err(|error| self.refusal(&error))
+    }
+
+    /// What the loader's error means. It says no more than which step failed.
+    fn refusal(&self, error: &loader::Error) -> BootError {
+        tracing::debug!(%error, "The kernel can't be loaded");
+        let path = self.kernel.path.clone();
+        if pvh::is_too_long(error) {
+            BootError::KernelTooLong(path)
+        } else {
+            BootError::UnknownKernel(path)
+        }
     }
 
     /// Puts the initial RAM disk as high as it goes in `floor..ceiling`. Gives (address, bytes).
@@ -289,7 +198,11 @@ impl Kernel {
             .filter(|end| *end <= LOW_RAM_END)
             .max()
             .unwrap_or(0);
-        let end = self.memory_map.iter().filter(|e| e.kind == E820Type::Ram);
+        let end = self
+            .tables
+            .memory_map
+            .iter()
+            .filter(|e| e.kind == E820Type::Ram);
         let end = end
             .map(|e| e.address + e.len)
             .filter(|end| *end <= low_end)
@@ -308,27 +221,12 @@ impl Kernel {
         let Ok(mut target) = memory.get_slice(GuestAddress(start), bytes) else {
             return Err(no_room);
         };
-        initrd
-            .file
-            .seek(SeekFrom::Start(0))
-            .map_err(|e| initrd.error(e))?;
+        initrd.rewind()?;
         initrd
             .file
             .read_exact_volatile(&mut target)
             .map_err(|e| initrd.error(io::Error::other(e)))?;
         Ok(Some((start, len)))
-    }
-}
-
-/// What the loader's error means. It says no more than which step failed.
-fn refusal(path: PathBuf, error: &loader::Error) -> BootError {
-    match error {
-        loader::Error::Elf(loader::elf::Error::ReadKernelImage)
-        | loader::Error::Bzimage(
-            loader::bzimage::Error::Underflow | loader::bzimage::Error::ReadBzImageCompressedKernel,
-        )
-        | loader::Error::MemoryOverflow => BootError::KernelTooLong(path),
-        _ => BootError::UnknownKernel(path),
     }
 }
 
@@ -346,32 +244,12 @@ fn kind(file: &mut File) -> io::Result<Option<Kind>> {
     })
 }
 
-fn write(
-    memory: &GuestMemory,
-    address: u64,
-    bytes: &[u8],
-    what: &'static str,
-) -> Result<(), BootError> {
-    memory
-        .write_slice(bytes, GuestAddress(address))
-        .map_err(|_| BootError::NoRoom(what))
-}
-
-fn write_obj<T: vm_memory::ByteValued>(
-    memory: &GuestMemory,
-    address: u64,
-    value: T,
-) -> Result<(), BootError> {
-    memory
-        .write_obj(value, GuestAddress(address))
-        .map_err(|_| BootError::NoRoom("set of boot parameters"))
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
 
     use std::io::Write;
+    use std::path::PathBuf;
 
     use tempfile::NamedTempFile;
 
@@ -380,11 +258,7 @@ mod tests {
     fn load(image: &[u8]) -> (PathBuf, BootError) {
         let mut file = NamedTempFile::new().unwrap();
         file.write_all(image).unwrap();
-        let tables = KernelTables {
-            memory_map: Vec::new(),
-            rsdp: 0,
-            tables: Vec::new(),
-        };
+        let tables = Tables::default();
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
         let kernel = Kernel::open(file.path(), None, String::new(), tables);
         let error = kernel.and_then(|mut kernel| kernel.load(&memory));

@@ -2,18 +2,23 @@
 //!
 //! Loading is repeated at every reset of the machine, as power-on would.
 
+pub mod cloudhv;
 pub mod firmware;
 pub mod kernel;
+pub mod partitions;
+mod plan;
+pub mod pvh;
+mod source;
 
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use edgevmm_config::FirmwareChoice;
 use edgevmm_devices::GuestMemory;
+use vm_memory::{Bytes, GuestAddress};
 
-use crate::kvm::regs::Entry;
+pub use plan::{Boot, BootPlan};
+use source::Source;
 
 /// Why the guest can't be started.
 #[derive(Debug, thiserror::Error)]
@@ -57,13 +62,31 @@ pub enum BootError {
         /// What the kernel takes.
         max: usize,
     },
-    /// No BIOS image is installed.
+    /// Firmware is not installed.
     #[error(
-        "There is no firmware to boot the disk with: {} is missing; install it with apt install \
-         seabios, or name a BIOS image with --bios",
-        .0.display()
+        "There is no {what} to boot the disk with: {} is missing; install it with apt install \
+         {package}, or choose another by --firmware",
+        path.display()
     )]
-    NoFirmware(PathBuf),
+    NoFirmware {
+        /// What kind of firmware.
+        what: &'static str,
+        /// Where it was expected.
+        path: PathBuf,
+        /// The package that has it.
+        package: &'static str,
+    },
+    /// A file that is to be firmware is something else.
+    #[error(
+        "{} is no {what}, or is damaged: install its package again, or choose another by --firmware",
+        path.display()
+    )]
+    NotFirmware {
+        /// What kind of firmware.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
     /// The BIOS image has an impossible size.
     #[error("The BIOS image {} has {len} bytes; 128 KiB and 256 KiB images are known", path.display())]
     FirmwareSize {
@@ -77,43 +100,23 @@ pub enum BootError {
     MapFirmware(#[source] vm_memory::mmap::MmapRegionError),
 }
 
-/// Opens a regular file for reading. A pipe in its place is refused and not waited for.
-fn open_regular(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)?;
-    let kind = file.metadata()?.file_type();
-    if kind.is_file() {
-        Ok(file)
-    } else if kind.is_dir() {
-        Err(io::ErrorKind::IsADirectory.into())
-    } else {
-        Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "it is not a regular file",
-        ))
-    }
+fn write(
+    memory: &GuestMemory,
+    address: u64,
+    bytes: &[u8],
+    what: &'static str,
+) -> Result<(), BootError> {
+    memory
+        .write_slice(bytes, GuestAddress(address))
+        .map_err(|_| BootError::NoRoom(what))
 }
 
-/// What starts the guest.
-#[derive(Debug)]
-pub enum Boot {
-    /// The firmware finds a disk to boot.
-    Firmware(firmware::Firmware),
-    /// A kernel, straight.
-    Kernel(kernel::Kernel),
-}
-
-impl Boot {
-    /// Writes to guest memory what a start at power-on needs.
-    ///
-    /// # Errors
-    /// Fails when it does not fit or can't be read.
-    pub fn load(&mut self, memory: &GuestMemory) -> Result<Entry, BootError> {
-        match self {
-            Boot::Firmware(firmware) => firmware.load(memory),
-            Boot::Kernel(kernel) => kernel.load(memory),
-        }
-    }
+fn write_obj<T: vm_memory::ByteValued>(
+    memory: &GuestMemory,
+    address: u64,
+    value: T,
+) -> Result<(), BootError> {
+    memory
+        .write_obj(value, GuestAddress(address))
+        .map_err(|_| BootError::NoRoom("set of boot parameters"))
 }

@@ -4,12 +4,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use edgevmm_config::{ConsoleDevice, ConsoleOutput, FirmwareChoice, Topology, VmConfig};
+use edgevmm_config::{ConsoleDevice, ConsoleOutput, Topology, VmConfig};
 use edgevmm_devices::GuestMemory;
 use edgevmm_devices::bus::{BusError, Shared, shared};
 use edgevmm_devices::console::{ConsoleInput, ConsoleSink};
 use edgevmm_devices::legacy::debug_port::LineSink;
-use edgevmm_devices::pci::{PciConfigPorts, PciEcam, PciError, PciHost, PciResetPort, PciWindow};
+use edgevmm_devices::pci::{PciConfigPorts, PciEcam, PciError, PciHost, PciWindow};
 use edgevmm_devices::platform::Platform;
 use edgevmm_devices::virtio::VirtioDevice;
 use edgevmm_devices::virtio::console::{Console, ConsoleConfig, Resizer, TerminalSize};
@@ -18,14 +18,12 @@ use edgevmm_devices::virtio::transport::{VirtioPci, VirtioPciConfig, VirtioPciEr
 use kvm_ioctls::Kvm;
 
 use super::disks::{self, Disk, OpenDisk};
-use super::firmware_data::{self, Description};
+use super::firmware_data;
 use super::legacy::{LegacyConfig, LegacyDevices, debug_sink};
 use super::network::{self, NetworkError};
 use super::storage::StorageError;
-use super::{Machine, identity};
-use crate::boot::firmware::Firmware;
-use crate::boot::kernel::Kernel;
-use crate::boot::{Boot, BootError};
+use super::{Machine, boot_choice, identity};
+use crate::boot::{Boot, BootError, BootPlan};
 use crate::console::ConsoleHub;
 use crate::console::ends::{self, ConsoleError, Pty};
 use crate::device_loop::DeviceThread;
@@ -36,7 +34,7 @@ use crate::kvm::vcpu::{Buses, Surroundings, Vcpu, Vcpus};
 use crate::kvm::{self, KvmError, ReadOnlyMemory, Vm, call, msrs};
 use crate::layout::{
     COM1_IRQ, ECAM_BASE, ECAM_LEN, PCI_CONFIG_PORT, PCI_IRQS, PCI_SLOTS, PCI_WINDOW_BASE,
-    PCI_WINDOW_LEN, RESET_PORT, RTC_IRQ, SCI_IRQ,
+    PCI_WINDOW_LEN, RTC_IRQ, SCI_IRQ,
 };
 use crate::lifecycle::Mailbox;
 use crate::memory::{self, MemoryError};
@@ -202,22 +200,6 @@ fn connect_console(config: &VmConfig, hub: &Arc<ConsoleHub>) -> Result<Option<Pt
     }
 }
 
-/// What starts the guest, open but not loaded.
-fn open_boot(config: &VmConfig, description: &Description) -> Result<Boot, BuildError> {
-    let boot = &config.boot;
-    if let Some(kernel) = &boot.kernel {
-        let (initrd, line) = (boot.initrd.as_deref(), command_line(config));
-        let tables = firmware_data::kernel_tables(description)?;
-        return Ok(Boot::Kernel(Kernel::open(kernel, initrd, line, tables)?));
-    }
-    match boot.firmware {
-        FirmwareChoice::Uefi | FirmwareChoice::Fast => Err(BootError::NotBuiltIn(boot.firmware))?,
-        FirmwareChoice::Auto | FirmwareChoice::Bios | FirmwareChoice::None => {
-            Ok(Boot::Firmware(Firmware::open(boot.bios.as_deref())?))
-        }
-    }
-}
-
 impl Machine {
     /// Builds the machine that `config` describes. Its devices report to `mailbox`.
     ///
@@ -229,7 +211,7 @@ impl Machine {
         let description = firmware_data::describe(config, topology, uuid);
         let kvm = kvm::open()?;
         let disks = disks::open(config, uuid)?;
-        let mut boot = open_boot(config, &description)?;
+        let (mut boot, boot_note) = boot_choice::open(config, &disks, &description)?;
         let (nics, net_helpers) = network::open(config, uuid)?;
         let console = open_console(config)?;
 
@@ -242,13 +224,12 @@ impl Machine {
             platform,
             pci_host,
         } = base;
-        let firmware = matches!(boot, Boot::Firmware(_));
         let mut pci = PciBuilder {
             host: pci_host,
             interrupts: &interrupts,
             platform: &platform,
             memory: &memory,
-            place_bars: !firmware,
+            place_bars: !boot.current().places_bars(),
             next_slot: 1,
             functions: Vec::new(),
         };
@@ -264,7 +245,8 @@ impl Machine {
         let functions = pci.functions;
         let pci = Arc::new(pci.host);
 
-        let fw_cfg = firmware.then(|| firmware_data::fw_cfg(&description, &boot_slots));
+        let wanted = boot.all().any(Boot::fw_cfg);
+        let fw_cfg = wanted.then(|| firmware_data::fw_cfg(&description, &boot_slots));
         let line = |gsi| interrupts.line(gsi).ok_or(BuildError::Slots);
         let legacy = LegacyDevices::new(LegacyConfig {
             platform: &platform,
@@ -284,8 +266,9 @@ impl Machine {
             .map_err(host("the legacy devices' events"))?;
         let mut buses = Buses::default();
         legacy.attach(&mut buses)?;
-        attach_pci(&pci, &platform, firmware, &mut buses)?;
+        attach_pci(&pci, &platform, &mut buses)?;
 
+        pci.set_face(boot.current().bridge(), boot.current().config_ports());
         let entry = boot.load(&memory)?;
         let chips = vm.chips()?;
         let surroundings = Surroundings {
@@ -308,6 +291,7 @@ impl Machine {
             resizer,
             console: console.hub,
             boot,
+            boot_note,
             chips,
             _interrupts: interrupts,
             vm,
@@ -330,13 +314,12 @@ impl Base {
     fn new(
         kvm: &Kvm,
         config: &VmConfig,
-        boot: &Boot,
+        boot: &BootPlan,
         mailbox: &Mailbox,
     ) -> Result<Base, BuildError> {
         let memory = memory::create(config.memory.size.0, config.memory.hugepages)?;
         let mut vm = Vm::new(kvm, &memory)?;
-        if let Boot::Firmware(firmware) = boot {
-            let (address, rom) = firmware.rom();
+        if let Some((address, rom)) = boot.all().find_map(Boot::rom) {
             vm.map_readonly(address, ReadOnlyMemory::Rom(rom))?;
         }
         let window = PCI_WINDOW_BASE..PCI_WINDOW_BASE + PCI_WINDOW_LEN;
@@ -405,25 +388,12 @@ fn add_disks(
 }
 
 /// Puts PCI on the buses.
-///
-/// A kernel that starts without firmware finds no configuration ports: it then takes ECAM for
-/// everything, which it reads from memory, where through the ports each read is an exit.
-fn attach_pci(
-    pci: &Arc<PciHost>,
-    platform: &Platform,
-    firmware: bool,
-    buses: &mut Buses,
-) -> Result<(), BusError> {
+fn attach_pci(pci: &Arc<PciHost>, platform: &Platform, buses: &mut Buses) -> Result<(), BusError> {
     let (host, control) = (|| Arc::clone(pci), Arc::clone(&platform.control));
-    if firmware {
-        let ports = shared(PciConfigPorts::new(host(), control));
-        buses
-            .pio
-            .insert(u64::from(PCI_CONFIG_PORT), PciConfigPorts::LEN, ports)?;
-    } else {
-        let port = shared(PciResetPort::new(host(), control));
-        buses.pio.insert(u64::from(RESET_PORT), 1, port)?;
-    }
+    let ports = shared(PciConfigPorts::new(host(), control));
+    buses
+        .pio
+        .insert(u64::from(PCI_CONFIG_PORT), PciConfigPorts::LEN, ports)?;
     buses
         .mmio
         .insert(ECAM_BASE, ECAM_LEN, Arc::new(PciEcam::new(host())))?;
@@ -432,19 +402,6 @@ fn attach_pci(
         PCI_WINDOW_LEN,
         Arc::new(PciWindow::new(host())),
     )
-}
-
-/// The user's command line, or one that puts the kernel's messages on the console.
-fn command_line(config: &VmConfig) -> String {
-    let console = match config.console.device {
-        ConsoleDevice::Serial => "console=ttyS0",
-        ConsoleDevice::Virtio => "console=hvc0",
-    };
-    config
-        .boot
-        .cmdline
-        .clone()
-        .unwrap_or_else(|| console.to_owned())
 }
 
 fn create_vcpus(kvm: &Kvm, vm: &Vm, topology: Topology, count: u8) -> Result<Vec<Vcpu>, KvmError> {

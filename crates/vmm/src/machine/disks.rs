@@ -68,6 +68,16 @@ pub fn open(config: &VmConfig, uuid: Uuid) -> Result<Vec<OpenDisk>, StorageError
 }
 
 impl OpenDisk {
+    /// Its name, such as "disk0" for the first.
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// Its image.
+    pub fn backend(&self) -> &dyn BlockBackend {
+        &*self.backend
+    }
+
     /// Makes the device.
     pub fn into_device(self, control: Arc<dyn MachineControl>) -> (Block, Disk) {
         let name = self.config.name.clone();

@@ -5,7 +5,7 @@ use edgevmm_devices::legacy::fw_cfg::{FwCfgError, FwCfgItems, NumberedItems};
 use uuid::Uuid;
 
 use super::BuildError;
-use crate::boot::kernel::KernelTables;
+use crate::boot::pvh::Tables;
 use crate::layout::{ACPI_TABLES, COM1_PORT};
 use crate::tables::acpi::{AcpiConfig, AcpiTables};
 use crate::tables::smbios::{self, SmbiosConfig};
@@ -41,11 +41,12 @@ pub(super) fn describe(config: &VmConfig, topology: Topology, uuid: Uuid) -> Des
 }
 
 impl Description {
-    fn acpi(&self, firmware: bool) -> AcpiTables {
+    fn acpi(&self, config_ports: bool, fw_cfg: bool) -> AcpiTables {
         AcpiTables::new(&AcpiConfig {
             apic_ids: &self.apic_ids,
             i8042: false,
-            firmware,
+            config_ports,
+            fw_cfg,
             debug_port: self.debug_port,
         })
     }
@@ -62,13 +63,13 @@ impl Description {
     }
 }
 
-/// The tables as a kernel without firmware finds them in memory.
-pub(super) fn kernel_tables(description: &Description) -> Result<KernelTables, BuildError> {
-    let mut tables: Vec<PlacedBytes> = description.acpi(false).place()?;
+/// The tables in memory, as a kernel without firmware finds them, or firmware without fw_cfg, which
+/// has the configuration ports.
+pub(super) fn placed(description: &Description, config_ports: bool) -> Result<Tables, BuildError> {
+    let mut tables: Vec<PlacedBytes> = description.acpi(config_ports, false).place()?;
     tables.extend(smbios::place(&description.smbios()));
-    let memory_map = e820::kernel_map(description.ram);
-    Ok(KernelTables {
-        memory_map,
+    Ok(Tables {
+        memory_map: e820::kernel_map(description.ram),
         rsdp: ACPI_TABLES,
         tables,
     })
@@ -87,7 +88,7 @@ pub(super) fn fw_cfg(
     });
     let map = e820::encode(&e820::firmware_map(description.ram));
     items.add_file(e820::FILE, map)?;
-    let files = description.acpi(true).into_files();
+    let files = description.acpi(true, true).into_files();
     let files = files
         .into_iter()
         .chain(smbios::files(&description.smbios()));

@@ -4,6 +4,7 @@
 //! PCI bus (which owns the functions, which own the devices), the legacy devices, the device
 //! thread, the console's host ends and the helper processes of its networks.
 
+mod boot_choice;
 mod builder;
 pub mod disks;
 mod firmware_data;
@@ -28,7 +29,7 @@ pub use network::NetworkError;
 pub use state::MachineState;
 pub use storage::{Overlay, StorageError, disk_paths, overlay_of};
 
-use crate::boot::{Boot, BootError};
+use crate::boot::{BootError, BootPlan};
 use crate::console::ConsoleHub;
 use crate::console::ends::Pty;
 use crate::device_loop::DeviceThread;
@@ -66,7 +67,8 @@ pub struct Machine {
     pty: Option<Pty>,
     resizer: Option<Resizer>,
     console: Arc<ConsoleHub>,
-    boot: Boot,
+    boot: BootPlan,
+    boot_note: Option<String>,
     chips: ChipState,
     _interrupts: Interrupts,
     vm: Vm,
@@ -77,6 +79,11 @@ impl Machine {
     /// The machine's console.
     pub fn console(&self) -> &Arc<ConsoleHub> {
         &self.console
+    }
+
+    /// Which firmware was chosen and why, where that was left to the disk.
+    pub fn boot_note(&self) -> Option<String> {
+        self.boot_note.clone()
     }
 
     /// The pseudo-terminal of the console, if it has one.
@@ -128,12 +135,20 @@ impl Machine {
     /// # Errors
     /// Fails when KVM refuses or the kernel file can't be read again.
     pub fn reset(&mut self) -> Result<(), ResetError> {
+        let boot = self.boot.current();
+        self.pci.set_face(boot.bridge(), boot.config_ports());
         self.pci.reset_all();
         self.legacy.reset();
         self.vm.restore_chips(&self.chips)?;
         let entry = self.boot.load(&self.memory)?;
         self.vcpus.reset(entry)?;
         Ok(())
+    }
+
+    /// Gives up what was to start the guest for what comes next; the next reset starts that. Says
+    /// whether there is such.
+    pub fn fall_back(&mut self) -> bool {
+        self.boot.fall_back()
     }
 
     /// Stops everything and makes what the guest wrote durable. Takes as long as storage does.

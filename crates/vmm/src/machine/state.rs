@@ -20,6 +20,8 @@ pub struct MachineState {
     clock: u64,
     legacy: LegacyState,
     pci: PciHostState,
+    /// How many ways to start the guest were given up.
+    given_up: u32,
     /// Of the functions by rising slot.
     functions: Vec<VirtioPciState>,
 }
@@ -36,6 +38,7 @@ impl Machine {
             functions: (self.functions.iter())
                 .map(|function| lock(function).suspend())
                 .collect(),
+            given_up: self.boot.given_up(),
             pci: self.pci.state(),
             legacy: self.legacy.state(),
             chips: self.vm.chips()?,
@@ -50,9 +53,14 @@ impl Machine {
     /// # Errors
     /// Refuses a state that this machine can't be in, and fails when KVM does. The machine must
     /// not run then before it was reset.
-    pub fn restore(&self, state: &MachineState) -> Result<(), KvmError> {
+    pub fn restore(&mut self, state: &MachineState) -> Result<(), KvmError> {
         let what = "number of PCI functions";
         same(what, state.functions.len(), self.functions.len())?;
+        while self.boot.given_up() < state.given_up && self.boot.fall_back() {}
+        let what = "number of firmwares given up";
+        same(what, state.given_up, self.boot.given_up())?;
+        let boot = self.boot.current();
+        self.pci.set_face(boot.bridge(), boot.config_ports());
         self.pci.reset_all();
         self.legacy.reset();
         // Devices last: a line that they raise anew must not be overwritten in the controllers,
@@ -168,7 +176,7 @@ mod tests {
         memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
         drop(first);
 
-        let second = Running::new(&bios);
+        let mut second = Running::new(&bios);
         let memory = &second.machine.memory;
         memory.write_slice(&bytes, GuestAddress(0)).unwrap();
         let state: MachineState = serde_json::from_str(&text).unwrap();
@@ -186,7 +194,7 @@ mod tests {
     #[test]
     fn states_of_other_machines_are_refused() {
         let bios = bios();
-        let first = Running::new(&bios);
+        let mut first = Running::new(&bios);
         first.count();
         let mut state = first.machine.suspend().unwrap();
         state.functions.clear();

@@ -104,7 +104,7 @@ pub enum StorageError {
 
 impl StorageError {
     /// The image at `path` can't be used, which is said once.
-    fn disk(path: &Path, source: BlockError) -> StorageError {
+    pub(super) fn disk(path: &Path, source: BlockError) -> StorageError {
         match source {
             BlockError::OutOfRange { .. }
             | BlockError::ReadOnly

@@ -20,7 +20,7 @@ const PINS: u8 = 4;
 
 /// The body of the DSDT, without its header.
 pub(super) fn body(config: &AcpiConfig) -> Vec<u8> {
-    let bridge = host_bridge(config.firmware);
+    let bridge = host_bridge(config.config_ports);
     let serial = isa_device("COM1", "PNP0501", COM1_PORT, 8, COM1_IRQ);
     let clock = isa_device("RTC_", "PNP0B00", CMOS_PORT, 2, RTC_IRQ);
     let reserved = motherboard(config);
@@ -112,10 +112,11 @@ fn motherboard(config: &AcpiConfig) -> Encoded {
     if config.debug_port {
         resources.push(&debug);
     }
-    if config.firmware {
+    if config.fw_cfg {
         resources.push(&fw_cfg);
-    } else {
-        // With firmware it is one of the host bridge's configuration ports.
+    }
+    if !config.config_ports {
+        // Else it is one of the host bridge's.
         resources.push(&reset);
     }
     device("MBRD", "PNP0C02", resources, &[])

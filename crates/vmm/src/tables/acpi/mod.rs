@@ -74,8 +74,10 @@ pub struct AcpiConfig<'a> {
     pub apic_ids: &'a [u32],
     /// Announce the keyboard controller; operating systems then wait for keyboards.
     pub i8042: bool,
-    /// The machine starts with firmware: it has the `fw_cfg` device and PCI's configuration ports.
-    pub firmware: bool,
+    /// PCI has configuration ports.
+    pub config_ports: bool,
+    /// The machine has the `fw_cfg` device.
+    pub fw_cfg: bool,
     /// The machine has the port for firmware's debug output.
     pub debug_port: bool,
 }

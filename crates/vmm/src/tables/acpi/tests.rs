@@ -18,7 +18,8 @@ fn config(apic_ids: &[u32]) -> AcpiConfig<'_> {
     AcpiConfig {
         apic_ids,
         i8042: false,
-        firmware: true,
+        config_ports: true,
+        fw_cfg: true,
         debug_port: true,
     }
 }
@@ -320,9 +321,11 @@ fn the_dsdt_declares_the_ports_that_exist() {
         io_descriptor(RESET_PORT, 1),
     ];
     let [fw_cfg, debug] = [io_descriptor(FW_CFG_PORT, 12), io_descriptor(DEBUG_PORT, 1)];
-    for (firmware, debug_port) in [(false, false), (false, true), (true, false), (true, true)] {
+    for bits in 0..8 {
+        let [config_ports, has_fw_cfg, debug_port] = [1, 2, 4].map(|bit| bits & bit != 0);
         let tables = AcpiTables::new(&AcpiConfig {
-            firmware,
+            config_ports,
+            fw_cfg: has_fw_cfg,
             debug_port,
             ..config(&[0])
         });
@@ -331,9 +334,9 @@ fn the_dsdt_declares_the_ports_that_exist() {
             let dsdt = found["DSDT"].windows(descriptor.len());
             dsdt.filter(|window| *window == descriptor).count()
         };
-        assert_eq!(count(&pci), usize::from(firmware));
-        assert_eq!(count(&reset), usize::from(!firmware));
-        assert_eq!(count(&fw_cfg), usize::from(firmware));
+        assert_eq!(count(&pci), usize::from(config_ports));
+        assert_eq!(count(&reset), usize::from(!config_ports));
+        assert_eq!(count(&fw_cfg), usize::from(has_fw_cfg));
         assert_eq!(count(&debug), usize::from(debug_port));
         assert_eq!(count(&io_descriptor(COM1_PORT, 8)), 1);
         disassembled(&found["DSDT"]);

@@ -1,0 +1,72 @@
+//! UEFI as edk2 builds it for Cloud Hypervisor (OvmfPkg/CloudHv): an ELF file with a PVH entry that
+//! takes memory map and tables as a kernel does and needs next to no legacy hardware.
+//!
+//! Its variables are in RAM and last until the machine ends: it boots by the removable path,
+//! `\EFI\BOOT\BOOTX64.EFI`.
+
+use std::path::{Path, PathBuf};
+
+use edgevmm_devices::GuestMemory;
+
+use super::pvh::{self, StartInfo, Tables};
+use super::{BootError, Source};
+use crate::kvm::regs::Entry;
+
+/// Where Debian puts it (package cloudhv-efi-x86-64).
+pub const DEFAULT_CLOUDHV: &str = "/usr/share/cloudhv-efi-x86-64/CLOUDHV.fd";
+
+/// What it is called in messages.
+const WHAT: &str = "UEFI firmware";
+/// Larger than any: its files have 4 MiB.
+const SIZE_MAX: u64 = 16 << 20;
+/// Less memory than this and it hangs without a word.
+pub const MIN_MEMORY: u64 = 64 << 20;
+
+/// UEFI firmware by PVH.
+#[derive(Debug)]
+pub struct CloudHv {
+    image: Source,
+    tables: Tables,
+}
+
+impl CloudHv {
+    /// Opens the image at `path`, or Debian's. It finds `tables` in memory.
+    ///
+    /// # Errors
+    /// Fails when there is none, or it can't be one.
+    pub fn open(path: Option<&Path>, tables: Tables) -> Result<CloudHv, BootError> {
+        let path = path.map_or_else(|| PathBuf::from(DEFAULT_CLOUDHV), Path::to_path_buf);
+        let mut image = Source::open_firmware(WHAT, &path, "cloudhv-efi-x86-64")?;
+        let (len, magic) = image.head::<4>()?;
+        if len > SIZE_MAX || magic != *b"\x7fELF" {
+            return Err(BootError::NotFirmware { what: WHAT, path });
+        }
+        let ram = tables
+            .memory_map
+            .iter()
+            .map(|entry| entry.address + entry.len);
+        if ram.max().unwrap_or(0) < MIN_MEMORY {
+            return Err(BootError::NoRoom(WHAT));
+        }
+        Ok(CloudHv { image, tables })
+    }
+
+    pub(super) fn load(&mut self, memory: &GuestMemory) -> Result<Entry, BootError> {
+        self.tables.write(memory)?;
+        match pvh::load(&mut self.image, memory) {
+            Ok(Some(loaded)) => StartInfo::default().enter(&loaded, &self.tables, memory),
+            Ok(None) => Err(self.refused()),
+            Err(error) => {
+                tracing::debug!(%error, "The firmware can't be loaded");
+                Err(self.refused())
+            }
+        }
+    }
+
+    fn refused(&self) -> BootError {
+        BootError::NotFirmware {
+            what: WHAT,
+            path: self.image.path.clone(),
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Which firmware starts the guest, where the config leaves that to its disks and its host.
+
+use std::path::Path;
+
+use edgevmm_config::{ConsoleDevice, FirmwareChoice, VmConfig};
+
+use super::BuildError;
+use super::disks::OpenDisk;
+use super::firmware_data::{self, Description};
+use super::storage::StorageError;
+use crate::boot::cloudhv::CloudHv;
+use crate::boot::firmware::Firmware;
+use crate::boot::kernel::Kernel;
+use crate::boot::partitions::{BootStyle, boot_style};
+use crate::boot::{Boot, BootError, BootPlan};
+
+/// What starts the guest, open but not loaded, and what the user is told of the choice.
+pub(super) fn open(
+    config: &VmConfig,
+    disks: &[OpenDisk],
+    description: &Description,
+) -> Result<(BootPlan, Option<String>), BuildError> {
+    let boot = &config.boot;
+    if let Some(kernel) = &boot.kernel {
+        let (initrd, line) = (boot.initrd.as_deref(), command_line(config));
+        let tables = firmware_data::placed(description, false)?;
+        let kernel = Kernel::open(kernel, initrd, line, tables)?;
+        return Ok((BootPlan::new(Boot::Kernel(kernel), Vec::new()), None));
+    }
+    let (firmware, note) = match boot.firmware {
+        FirmwareChoice::Auto if boot.uefi.is_some() => (FirmwareChoice::Uefi, None),
+        FirmwareChoice::Auto if boot.bios.is_none() => choose(disks)?,
+        firmware => (firmware, None),
+    };
+    let first = match firmware {
+        FirmwareChoice::Fast => Err(BootError::NotBuiltIn(boot.firmware))?,
+        FirmwareChoice::Uefi => {
+            let tables = firmware_data::placed(description, true)?;
+            Boot::CloudHv(CloudHv::open(boot.uefi.as_deref(), tables)?)
+        }
+        FirmwareChoice::Auto | FirmwareChoice::Bios | FirmwareChoice::None => {
+            Boot::Bios(Firmware::open(boot.bios.as_deref())?)
+        }
+    };
+    Ok((BootPlan::new(first, Vec::new()), note))
+}
+
+/// What the first disk to boot from was made for.
+fn choose(disks: &[OpenDisk]) -> Result<(FirmwareChoice, Option<String>), StorageError> {
+    let bootable = disks.iter().filter(|disk| disk.boot_order.is_some());
+    let Some(first) = bootable.min_by_key(|disk| disk.boot_order) else {
+        return Ok((FirmwareChoice::Bios, None));
+    };
+    let style = boot_style(first.backend())
+        .map_err(|source| StorageError::disk(Path::new(first.name()), source))?;
+    let (firmware, reason) = match style {
+        BootStyle::Bios(reason) => (FirmwareChoice::Bios, reason),
+        BootStyle::Uefi(reason) => (FirmwareChoice::Uefi, reason),
+    };
+    let note = format!(
+        "booting {} by {firmware}, as {reason} (--firmware chooses)",
+        first.name()
+    );
+    Ok((firmware, Some(note)))
+}
+
+/// The user's command line, or one that puts the kernel's messages on the console.
+fn command_line(config: &VmConfig) -> String {
+    let console = match config.console.device {
+        ConsoleDevice::Serial => "console=ttyS0",
+        ConsoleDevice::Virtio => "console=hvc0",
+    };
+    config
+        .boot
+        .cmdline
+        .clone()
+        .unwrap_or_else(|| console.to_owned())
+}

@@ -1,0 +1,106 @@
+//! Which firmware starts a guest, and what it keeps.
+
+use anyhow::{Result, ensure};
+use edgevmm_e2e::{Command, Guest, Host, Image, Limit, SMALL, image, on_host, on_this_machine};
+
+/// SIGTERM presses the power button.
+const TERMINATE: i32 = 15;
+
+/// Waits until everything of the distribution is started.
+fn expect_ready(guest: &mut Guest<'_>) -> Result<String> {
+    guest.expect("D12-READY", Limit::Distribution)?;
+    guest.expect("\n", Limit::Command)
+}
+
+/// The same disk as by BIOS, with memory above 4 GiB and two vCPUs: it starts again by a reset in
+/// place, through the firmware, and heeds the power button.
+#[test]
+fn debian_boots_by_uefi_and_again() -> Result<()> {
+    let (disk, firmware) = (image(Image::Debian12)?.debian12(), image(Image::Firmware)?);
+    on_host(|host| {
+        let uefi = host.shared(&firmware.cloudhv())?;
+        let disk = host.copy(&disk, "disk.qcow2")?;
+        let machine = ["run", "--cpus", "2", "--memory", "2900M", "--net", "none"];
+        let boot = [
+            "--firmware",
+            "uefi",
+            "--uefi",
+            &uefi,
+            "--stop-timeout",
+            "900",
+        ];
+        let arguments = machine.into_iter().chain(boot).chain([disk.as_str()]);
+        let mut guest = Guest::start(host, arguments)?;
+        let report = expect_ready(&mut guest)?;
+        ensure!(
+            report.contains("fw=uefi") && report.contains("cpus=2"),
+            "{report}"
+        );
+        guest.type_in("\n")?;
+        guest.log_in("root", "root")?;
+        guest.sh("dmesg -n 1; grep -q '^100000000-.* : System RAM' /proc/iomem")?;
+        guest.sh("cat /sys/class/dmi/id/sys_vendor | grep -qx edgevmm")?;
+        guest.type_in("systemctl reboot\n")?;
+        let report = expect_ready(&mut guest)?;
+        ensure!(report.contains("fw=uefi"), "{report}");
+        guest.signal(TERMINATE)?;
+        guest.end(Limit::Distribution)?.expect_code(0)?;
+        Ok(())
+    })
+}
+
+/// A disk with boot code in its MBR is for BIOS, and the user is told.
+#[test]
+fn the_partition_table_chooses() -> Result<()> {
+    let disk = image(Image::Mini)?.mini_qcow2();
+    on_host(|host| {
+        let disk = host.copy(&disk, "disk.qcow2")?;
+        let arguments = ["run"].iter().chain(&SMALL).copied();
+        let mut guest = Guest::start(host, arguments.chain([disk.as_str()]))?;
+        let report = guest.expect_mini()?;
+        ensure!(report.contains("fw=bios"), "{report}");
+        guest.type_in("poweroff\n")?;
+        let output = guest.end(Limit::Boot)?;
+        output.expect_code(0)?;
+        let note = "booting disk0 by bios, as its MBR has boot code";
+        ensure!(output.stderr.contains(note), "{}", output.stderr);
+        Ok(())
+    })
+}
+
+/// Refusals of a disk with this firmware say all of `words` and exit with 2.
+fn refused(host: &Host, arguments: &[&str], words: &[&str]) -> Result<()> {
+    let run = ["run", "--net", "none"].iter().chain(arguments).copied();
+    let output = host.run(&host.edgevmm(run.chain(["disk.raw"])))?;
+    output.expect_code(2)?;
+    let said = &output.stderr;
+    for word in words {
+        ensure!(said.contains(word), "No {word:?} in: {said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn files_that_are_no_firmware_are_refused() -> Result<()> {
+    let firmware = image(Image::Firmware)?;
+    on_this_machine(|host| {
+        let uefi = host.copy(&firmware.cloudhv(), "whole.fd")?;
+        host.ok(&Command::script(
+            "truncate -s 1M disk.raw; head -c 2M whole.fd > cut.fd; \
+             head -c 4M /dev/urandom > garbage.fd; (cat whole.fd; head -c 64M /dev/zero) > long.fd; \
+             : > empty.fd",
+        ))?;
+        for file in ["cut.fd", "garbage.fd", "long.fd", "empty.fd"] {
+            refused(host, &["--uefi", file], &[file, "is no UEFI firmware"])?;
+        }
+        refused(host, &["--uefi", "absent.fd"], &["absent.fd"])?;
+        let small = ["--memory", "32M", "--uefi", &uefi];
+        refused(host, &small, &["UEFI firmware", "--memory"])?;
+        refused(host, &["--bios", "empty.fd"], &["empty.fd", "0 bytes"])?;
+        refused(
+            host,
+            &["--firmware", "bios", "--uefi", &uefi],
+            &["--uefi", "leave out"],
+        )
+    })
+}
