@@ -11,6 +11,7 @@ use edgevmm_devices::GuestMemory;
 use super::pvh::{self, StartInfo, Tables};
 use super::{BootError, Source};
 use crate::kvm::regs::Entry;
+use crate::tables::e820::E820Type;
 
 /// Where Debian puts it (package cloudhv-efi-x86-64).
 pub const DEFAULT_CLOUDHV: &str = "/usr/share/cloudhv-efi-x86-64/CLOUDHV.fd";
@@ -41,9 +42,8 @@ impl CloudHv {
         if len > SIZE_MAX || magic != *b"\x7fELF" {
             return Err(BootError::NotFirmware { what: WHAT, path });
         }
-        let ram = tables
-            .memory_map
-            .iter()
+        let ram = (tables.memory_map.iter())
+            .filter(|entry| entry.kind == E820Type::Ram)
             .map(|entry| entry.address + entry.len);
         if ram.max().unwrap_or(0) < MIN_MEMORY {
             return Err(BootError::NoRoom(WHAT));
