@@ -1,0 +1,26 @@
+//! What the firmware does with a disk's bytes: finds the Linux that the disk would boot, and where
+//! in memory it goes. No hardware, no `unsafe`; the program around it has both.
+//!
+//! Everything read is hostile. Readers are bounded in memory, depth and steps, and whatever they
+//! don't understand on the way to the kernel is a [`Decline`]: another firmware boots then, as it
+//! would have without this one. Nothing is ever written to a disk.
+
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+pub mod bls;
+pub mod choice;
+pub mod decline;
+pub mod disk;
+pub mod grub;
+pub mod linux;
+pub mod parameters;
+pub mod partitions;
+pub mod pe;
+pub mod start_info;
+#[cfg(test)]
+mod testing;
+pub mod volume;
+
+pub use decline::{Decline, Reason};
