@@ -353,3 +353,24 @@ fn headers_are_changed_and_the_rest_is_kept() {
         assert!(as_qemu_reads(&image, "qcow2") == before);
     }
 }
+
+#[test]
+fn tables_that_all_fit_in_memory_are_left_to_flushes() {
+    const MIB: u64 = 1 << 20;
+    let dir = TempDir::new().unwrap();
+    let path = create(&dir, "image", &["-f", "qcow2"], 1024 * MIB);
+    let l1 = || {
+        let bytes = std::fs::read(&path).unwrap();
+        let at = u64::from_be_bytes(bytes[40..48].try_into().unwrap()) as usize;
+        bytes[at..at + 16].to_vec()
+    };
+    let disk = open_disk(&path, &[]).unwrap();
+    for at in (0..1024 * MIB).step_by(4 << 20) {
+        write(&*disk, at, &[7; 512]).unwrap();
+    }
+    assert_eq!(l1(), [0; 16], "the image refers to none of it yet");
+    disk.flush().unwrap();
+    assert_ne!(l1(), [0; 16]);
+    drop(disk);
+    assert_clean(&path);
+}

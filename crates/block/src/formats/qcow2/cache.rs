@@ -55,13 +55,12 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// A cache of slices of `slice_len` bytes each, of which there are `slices`, that takes up to
-    /// `bytes` of memory.
-    pub fn new(slice_len: usize, slices: u64, bytes: usize) -> Self {
-        let most = (bytes / slice_len).max(8);
+    /// A cache of slices of `slice_len` bytes each that takes up to `bytes` of memory.
+    pub fn new(slice_len: usize, bytes: usize) -> Self {
         Self {
             slice_len,
-            budget: usize::try_from(slices).unwrap_or(most).clamp(8, most),
+            // Of what an image has fewer slices than that, all may wait for a flush.
+            budget: (bytes / slice_len).max(8),
             index: HashMap::new(),
             slots: Vec::new(),
             last: 0,
@@ -243,7 +242,7 @@ mod tests {
 
     #[test]
     fn the_longest_unused_goes_first() {
-        let mut cache = Cache::new(512, 100, 8 * 512);
+        let mut cache = Cache::new(512, 8 * 512);
         for key in 0..8 {
             load(&mut cache, key);
         }
@@ -257,7 +256,7 @@ mod tests {
 
     #[test]
     fn what_is_changed_or_held_stays() {
-        let mut cache = Cache::new(512, 100, 8 * 512);
+        let mut cache = Cache::new(512, 8 * 512);
         let held = load(&mut cache, 0);
         cache.hold(held);
         let changed = load(&mut cache, 1);
@@ -293,7 +292,7 @@ mod tests {
 
     #[test]
     fn more_than_the_budget_if_nothing_can_go() {
-        let mut cache = Cache::new(512, 100, 8 * 512);
+        let mut cache = Cache::new(512, 8 * 512);
         for key in 0..20 {
             let at = load(&mut cache, key);
             cache.data_mut(at)[0] = 1;

@@ -187,7 +187,7 @@ impl Opening<'_> {
         let layout = header.layout();
         let l1 = read_table(&file, root.offset, root.entries).map_err(failed(&file))?;
         let image_file = Arc::new(ImageFile::new(Arc::clone(&file)).map_err(failed(&file))?);
-        let tables = Tables::new(layout, l1, root.offset, root.size, memory.tables);
+        let tables = Tables::new(layout, l1, root.offset, memory.tables);
         let space = match durable {
             Some(_) => Some(open_space(&image_file, header, &tables, memory)?),
             None => None,

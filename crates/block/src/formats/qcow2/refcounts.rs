@@ -53,7 +53,7 @@ impl Refcounts {
             moved: false,
             dirty_table: BTreeSet::new(),
             new_blocks: BTreeSet::new(),
-            cache: Cache::new(layout.slice_len(), u64::MAX, memory),
+            cache: Cache::new(layout.slice_len(), memory),
         }
     }
 

@@ -38,12 +38,11 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// A mapping whose L1 table, at `offset` in the file, is `l1`, for a disk of `size` bytes. It
-    /// takes up to `memory` bytes for slices of L2 tables.
-    pub fn new(layout: Layout, l1: Vec<u64>, offset: u64, size: u64, memory: usize) -> Self {
+    /// A mapping whose L1 table, at `offset` in the file, is `l1`. It takes up to `memory` bytes for
+    /// slices of L2 tables.
+    pub fn new(layout: Layout, l1: Vec<u64>, offset: u64, memory: usize) -> Self {
         let start = layout.cluster_of(offset);
         let place = start..start + layout.clusters(l1.len() as u64 * 8);
-        let slices = layout.clusters(size).div_ceil(layout.slice_entries());
         Self {
             layout,
             l1,
@@ -52,7 +51,7 @@ impl Tables {
             resized: false,
             dirty_l1: BTreeSet::new(),
             new: BTreeMap::new(),
-            cache: Cache::new(layout.slice_len(), slices, memory),
+            cache: Cache::new(layout.slice_len(), memory),
         }
     }
 
