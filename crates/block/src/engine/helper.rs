@@ -141,7 +141,11 @@ impl Crew {
         let mut queue = lock(&self.queue);
         queue.jobs.push_back(job);
         if queue.jobs.len() <= queue.idle || queue.threads >= self.most {
-            self.changed.notify_one();
+            let sleepers = queue.idle > 0;
+            drop(queue);
+            if sleepers {
+                self.changed.notify_one();
+            }
             return None;
         }
         let Err(error) = self.start(&mut queue) else {
