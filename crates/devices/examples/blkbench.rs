@@ -2,7 +2,7 @@
 //! or, to tell the cost of those, straight to the block layer in one thread.
 //!
 //! Takes one [`Job`] as JSON, its only argument, and writes one [`Outcome`] as JSON.
-//! `cargo xtask bench disk` runs it beside `qemu-img bench`, whose pattern of offsets it has.
+//! `cargo xtask bench disks` runs it beside `qemu-img bench`, whose pattern of offsets it has.
 
 #![allow(clippy::unwrap_used, clippy::cast_precision_loss)]
 
@@ -34,6 +34,8 @@ const QUEUE_SIZE: u16 = 256;
 const HEADERS: u64 = 0x10_0000;
 /// Where the data buffers are.
 const DATA: u64 = 0x100_0000;
+/// What the drivers' threads are called.
+const GUEST: &str = "guest";
 
 /// How requests get to the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -277,18 +279,18 @@ fn by_virtio(job: &Job) -> Outcome {
             memory,
         })
         .unwrap();
-    let before = device_cpu();
+    let before = cpu();
     let start = Instant::now();
     std::thread::scope(|scope| {
         for queue in &mut queues {
             std::thread::Builder::new()
-                .name("guest".into())
+                .name(GUEST.into())
                 .spawn_scoped(scope, || queue.run(job))
                 .unwrap();
         }
     });
     let seconds = start.elapsed().as_secs_f64();
-    let cpu = device_cpu() - before;
+    let cpu = cpu() - before;
     let latencies = queues.iter().flat_map(|queue| &queue.latencies).copied();
     let latencies = latencies.collect();
     let interrupts = interrupts.count.load(Ordering::Relaxed);
@@ -311,7 +313,7 @@ fn by_engine(job: &Job) -> Outcome {
     let mut starts = vec![Instant::now(); job.depth];
     let mut ready: Vec<usize> = (0..job.depth).collect();
     let mut sent = 0;
-    let before = process_cpu();
+    let before = cpu();
     let start = Instant::now();
     while latencies.len() < job.count {
         while sent < job.count
@@ -349,7 +351,7 @@ fn by_engine(job: &Job) -> Outcome {
         }
     }
     let seconds = start.elapsed().as_secs_f64();
-    outcome(latencies, seconds, process_cpu() - before, 0)
+    outcome(latencies, seconds, cpu() - before, 0)
 }
 
 fn nanos(since: Instant) -> u64 {
@@ -387,23 +389,14 @@ fn outcome(mut latencies: Vec<u64>, seconds: f64, cpu: f64, interrupts: u64) -> 
     }
 }
 
-/// CPU time of all threads of this process in seconds.
-fn process_cpu() -> f64 {
-    cpu_of("")
-}
-
-/// CPU time of the device's threads in seconds.
-fn device_cpu() -> f64 {
-    cpu_of("blk0")
-}
-
-/// CPU time of the threads whose names begin like this, in seconds.
-fn cpu_of(prefix: &str) -> f64 {
+/// CPU time in seconds of this process's threads but the drivers', with those that the kernel makes
+/// for its io_uring.
+fn cpu() -> f64 {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap();
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
     tasks
         .map(|task| task.unwrap().path())
-        .filter(|path| read(path.join("comm")).starts_with(prefix))
+        .filter(|path| !read(path.join("comm")).starts_with(GUEST))
         .map(|path| on_cpu(&read(path.join("schedstat"))))
         .sum()
 }

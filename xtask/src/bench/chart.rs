@@ -12,6 +12,8 @@ const WIDTH: u32 = 760;
 const BAR_HEIGHT: u32 = 34;
 /// Room for the title above the bars and the scale below them.
 const FRAME: u32 = 84;
+/// Room for a letter of a bar's name.
+const LETTER: u32 = 7;
 
 const OWN: RGBColor = RGBColor(0x1f, 0x77, 0xb4);
 const OTHER: RGBColor = RGBColor(0xb0, 0xb7, 0xbf);
@@ -22,12 +24,14 @@ const BUDGET: RGBColor = RGBColor(0xd6, 0x27, 0x28);
 pub struct Chart<'a> {
     /// Above it.
     pub title: &'a str,
-    /// Names and figures, from the top; the first is our own.
+    /// Names and figures, from the top.
     pub bars: Vec<(&'a str, f64)>,
     /// The figure to beat.
     pub budget: Option<f64>,
     /// Digits behind the point.
     pub digits: usize,
+    /// How many of the bars, from the top, are our own.
+    pub own: usize,
 }
 
 impl Chart<'_> {
@@ -53,7 +57,7 @@ impl Chart<'_> {
             .caption(self.title, ("sans-serif", 18))
             .margin(12)
             .x_label_area_size(26)
-            .y_label_area_size(150)
+            .y_label_area_size(self.names_width())
             .build_cartesian_2d(scale, (0..count).into_segmented())
             .map_err(said)?;
         let name = |position: &SegmentValue<u32>| match position {
@@ -75,7 +79,11 @@ impl Chart<'_> {
             .map_err(said)?;
         let bars = (0..count).filter_map(|place| {
             let (_, value) = self.at(count, place)?;
-            let color = if place + 1 == count { OWN } else { OTHER };
+            let color = if self.is_own(count, place) {
+                OWN
+            } else {
+                OTHER
+            };
             let corners = [
                 (0.0, SegmentValue::Exact(place)),
                 (value, SegmentValue::Exact(place + 1)),
@@ -108,6 +116,19 @@ impl Chart<'_> {
         area.present().map_err(said)
     }
 
+    /// Whether the bar at `place` from the bottom is our own.
+    fn is_own(&self, count: u32, place: u32) -> bool {
+        let from_top = count.saturating_sub(place + 1);
+        usize::try_from(from_top).is_ok_and(|index| index < self.own)
+    }
+
+    /// Room for the names.
+    fn names_width(&self) -> u32 {
+        let longest = self.bars.iter().map(|(name, _)| name.chars().count()).max();
+        let letters = u32::try_from(longest.unwrap_or(0)).unwrap_or(0);
+        (letters * LETTER).max(150)
+    }
+
     /// The bar at `place` from the bottom.
     fn at(&self, count: u32, place: u32) -> Option<(&str, f64)> {
         let index = count.checked_sub(place + 1)?;
@@ -134,6 +155,7 @@ mod tests {
             bars: vec![("ours", 1500.0), ("theirs", 3000.0)],
             budget: Some(2910.0),
             digits: 0,
+            own: 1,
         };
         chart.write(&path).unwrap();
         let svg = std::fs::read_to_string(path).unwrap();

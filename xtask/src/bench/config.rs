@@ -55,6 +55,34 @@ pub struct Budget {
     pub cause: String,
 }
 
+/// What is compared where disks are.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disks {
+    /// The VMMs, and the guest they all get.
+    pub comparison: Comparison,
+    /// Why we are behind.
+    pub causes: Vec<Cause>,
+}
+
+/// Why we are behind in some rows, for the report to tell while that is so.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cause {
+    /// A part of the rows' keys.
+    pub rows: String,
+    /// The cause.
+    pub cause: String,
+}
+
+/// Reads `disks.json` in `dir`.
+///
+/// # Errors
+/// It cannot be read or says something unknown.
+pub fn disks(dir: &Path) -> Result<Disks> {
+    read(&dir.join("disks.json"))
+}
+
 /// Reads `vmms.json` in `dir`.
 ///
 /// # Errors
@@ -77,7 +105,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
 }
 
 /// What the placeholders in arguments stand for.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Files {
     /// Where edgevmm's program is.
     pub edgevmm: PathBuf,
@@ -85,6 +113,8 @@ pub struct Files {
     pub kernel: PathBuf,
     /// The initial RAM disk.
     pub initrd: PathBuf,
+    /// A disk, where there is one.
+    pub disk: PathBuf,
 }
 
 impl Comparison {
@@ -101,6 +131,7 @@ impl Comparison {
             argument
                 .replace("{kernel}", &files.kernel.display().to_string())
                 .replace("{initrd}", &files.initrd.display().to_string())
+                .replace("{disk}", &files.disk.display().to_string())
                 .replace("{memory}", &self.memory_mib.to_string())
                 .replace("{cmdline}", &self.cmdline)
         };
@@ -138,8 +169,10 @@ mod tests {
             edgevmm: "/e".into(),
             kernel: "/k".into(),
             initrd: "/i".into(),
+            disk: "/d".into(),
         };
-        for vmm in &comparison.vmms {
+        let disks = disks(&benches()).unwrap().comparison;
+        for vmm in comparison.vmms.iter().chain(&disks.vmms) {
             for arguments in vmm.boot.iter().chain(&vmm.payload) {
                 let launch = comparison.launch(vmm, arguments, &files);
                 assert!(launch.arguments.contains(&"/k".to_owned()), "{}", vmm.name);

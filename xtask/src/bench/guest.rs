@@ -90,6 +90,26 @@ impl Guest {
         }
     }
 
+    /// Waits for `text` and returns the rest of its line.
+    ///
+    /// # Errors
+    /// As [`wait_for`](Self::wait_for).
+    pub fn line_after(&mut self, text: &str, timeout: Duration) -> Result<String> {
+        self.wait_for(text.as_bytes(), timeout)?;
+        loop {
+            let console = String::from_utf8_lossy(&self.console);
+            let rest = console.split_once(text).map_or("", |(_, rest)| rest);
+            if let Some((line, _)) = rest.split_once('\n') {
+                return Ok(line.trim().to_owned());
+            }
+            let mut buffer = [0; 4096];
+            let count = self.stdout.read(&mut buffer)?;
+            ensure!(count > 0, self.explain("ended"));
+            self.console
+                .extend_from_slice(buffer.get(..count).unwrap_or_default());
+        }
+    }
+
     fn explain(&self, what: &str) -> String {
         let start = self.console.len().saturating_sub(500);
         let console = self.console.get(start..).unwrap_or_default();

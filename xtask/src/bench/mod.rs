@@ -8,6 +8,7 @@
 mod chart;
 pub mod config;
 mod counters;
+pub mod disks;
 mod guest;
 mod memory;
 mod payload;
@@ -151,7 +152,7 @@ impl Bench {
             Ok(Files {
                 edgevmm: self.edgevmm.clone(),
                 kernel,
-                initrd: PathBuf::new(),
+                ..Files::default()
             })
         };
         let (halt, power_off) = (
@@ -204,23 +205,6 @@ impl Bench {
         Ok(())
     }
 
-    /// A lab with this program in it, and `paths` turned into those of the same files there.
-    fn lab(&self, paths: [&mut PathBuf; 3]) -> Result<Lab> {
-        let lab = Lab::start()?;
-        lab.put(&self.xtask, LAB_XTASK)?;
-        // Read where they are and kept in the page cache: in a file system in RAM each mapped page
-        // would count as one that the VMM has written to.
-        let script = r#"cat -- "$@" > /dev/null"#;
-        let mut warm = lab::Command::new("sh").args(["-c", script, "sh"]);
-        for path in paths {
-            *path = Path::new("/host").join(path.strip_prefix("/").unwrap_or(path));
-            warm = warm.arg(path.display().to_string());
-        }
-        let output = lab.run(&warm)?;
-        ensure!(output.success(), "{}", output.stderr.trim());
-        Ok(lab)
-    }
-
     /// Boots, and idle systems.
     fn boots(&self, comparison: &Comparison, results: &mut Results) -> Result<()> {
         let images = Images::of_this_user();
@@ -228,10 +212,11 @@ impl Bench {
             edgevmm: self.edgevmm.clone(),
             kernel: images.vmlinux(),
             initrd: images.initrd(),
+            ..Files::default()
         };
         let place = if self.in_lab {
             let paths = [&mut files.edgevmm, &mut files.kernel, &mut files.initrd];
-            Place::Lab(Box::new(self.lab(paths)?))
+            Place::Lab(Box::new(lab(&self.xtask, paths)?))
         } else {
             Place::Here
         };
@@ -268,6 +253,23 @@ impl Bench {
         }
         Ok(())
     }
+}
+
+/// A lab with this program, `xtask`, in it, and `paths` turned into those of the same files there.
+fn lab(xtask: &Path, paths: [&mut PathBuf; 3]) -> Result<Lab> {
+    let lab = Lab::start()?;
+    lab.put(xtask, LAB_XTASK)?;
+    // Read where they are and kept in the page cache: in a file system in RAM each mapped page
+    // would count as one that the VMM has written to.
+    let script = r#"cat -- "$@" > /dev/null"#;
+    let mut warm = lab::Command::new("sh").args(["-c", script, "sh"]);
+    for path in paths {
+        *path = Path::new("/host").join(path.strip_prefix("/").unwrap_or(path));
+        warm = warm.arg(path.display().to_string());
+    }
+    let output = lab.run(&warm)?;
+    ensure!(output.success(), "{}", output.stderr.trim());
+    Ok(lab)
 }
 
 /// Writes report, pictures and figures to `dir`, and returns the report. Budgets and causes are
@@ -343,6 +345,7 @@ fn draw<'a>(
             bars,
             budget: budgets.get(*key).map(|budget| budget.value),
             digits: row.digits,
+            own: 1,
         };
         let file = format!("{}.svg", key.replace('.', "-"));
         chart.write(&dir.join(&file))?;

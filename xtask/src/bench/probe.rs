@@ -54,6 +54,13 @@ pub enum Job {
     Start(Launch),
     /// The time in which a program that does nothing comes and goes.
     Nothing,
+    /// What a guest's loads on its disk give.
+    Loads {
+        /// The VMM with a guest that does them.
+        launch: Launch,
+        /// Their number.
+        loads: usize,
+    },
     /// What the first line of a program's output says, such as its version.
     FirstLine(Launch),
     /// What machine this is.
@@ -127,6 +134,9 @@ pub fn perform(job: &Job) -> Result<serde_json::Value> {
             let started = Instant::now();
             Command::new("true").status().context("Cannot run true")?;
             serde_json::to_value(started.elapsed().as_secs_f64())
+        }
+        Job::Loads { launch, loads } => {
+            serde_json::to_value(super::disks::guest::loads(launch, *loads)?)
         }
         Job::FirstLine(launch) => serde_json::to_value(first_line(launch)?),
         Job::Machine => serde_json::to_value(machine()),

@@ -37,21 +37,23 @@ pub fn markdown(
     text
 }
 
+/// A machine in a line.
+pub(super) fn machine(machine: &Option<Machine>) -> String {
+    machine.as_ref().map_or_else(
+        || "not used".to_owned(),
+        |machine| {
+            let Machine {
+                cpu,
+                cpus,
+                kernel,
+                kvm,
+            } = machine;
+            format!("{cpus} × {cpu}, Linux {kernel}, {kvm}")
+        },
+    )
+}
+
 fn circumstances(results: &Results) -> String {
-    let machine = |machine: &Option<Machine>| {
-        machine.as_ref().map_or_else(
-            || "not used".to_owned(),
-            |machine| {
-                let Machine {
-                    cpu,
-                    cpus,
-                    kernel,
-                    kvm,
-                } = machine;
-                format!("{cpus} × {cpu}, Linux {kernel}, {kvm}")
-            },
-        )
-    };
     let load: Vec<String> = results
         .load
         .iter()
@@ -70,7 +72,7 @@ fn circumstances(results: &Results) -> String {
     };
     let mut text = format!(
         "Measured by `cargo xtask bench` on {}, commit {}{given}, {}. What is compared, and how each figure \
-         comes about: [benches](../../benches/README.md).\n\n\
+         comes about: [benches](../../benches/README.md). Disks have a [page of their own](disks.md).\n\n\
          - Host: {}; load average before and after: {}\n\
          - Lab: {}\n- {boots}\n",
         results.date,
@@ -223,7 +225,7 @@ fn breakdown(
     table(&header, rows)
 }
 
-fn table(header: &[String], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+pub(super) fn table(header: &[String], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut text = format!("| {} |\n|---|", header.join(" | "));
     text.push_str(&"---:|".repeat(header.len().saturating_sub(1)));
     text.push('\n');

@@ -216,7 +216,7 @@ impl Measured {
 }
 
 /// Whether a thread runs a vCPU, by the names that edgevmm and QEMU (`debug-threads`) give them.
-fn is_vcpu(thread: &str) -> bool {
+pub(super) fn is_vcpu(thread: &str) -> bool {
     thread.starts_with("vcpu") || thread.starts_with("CPU ")
 }
 

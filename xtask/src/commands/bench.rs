@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::Args;
+use clap::{Args, Subcommand};
+use xtask::bench::disks::{self, DiskBench, DiskResults};
 use xtask::bench::results::Results;
 use xtask::bench::{self, Bench};
 use xtask::images::{Image, Images};
@@ -20,7 +21,10 @@ use super::{build, lab};
 /// Kernels boot on this host where its KVM can, else inside the nested-KVM lab. What is compared is
 /// in benches/.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct BenchCommand {
+    #[command(subcommand)]
+    part: Option<Part>,
     /// Boots of each VMM; 0 leaves out what needs a kernel.
     #[arg(long, value_name = "N", default_value_t = 3)]
     boots: usize,
@@ -38,16 +42,86 @@ pub struct BenchCommand {
     out: Option<PathBuf>,
 }
 
+#[derive(Debug, Subcommand)]
+enum Part {
+    Disks(DisksCommand),
+}
+
+/// Measure disks only: natively against `qemu-img bench`, and in a guest against QEMU's.
+#[derive(Debug, Args)]
+struct DisksCommand {
+    /// Runs of each contestant in each case on this host; 0 leaves those out.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    rounds: usize,
+    /// Boots of each VMM; 0 leaves out what needs a guest.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    boots: usize,
+    /// The directory whose file system is measured; takes 3 GB [default: where this program is].
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Measure nothing: write the report anew from the disks.json of an earlier run.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["rounds", "boots", "dir"])]
+    from: Option<PathBuf>,
+    /// Where to write the report [default: docs/bench].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+impl DisksCommand {
+    fn run(&self) -> Result<ExitCode> {
+        let workspace = build::workspace();
+        let results = match &self.from {
+            Some(path) => read(path)?,
+            None => self.measure(&workspace)?,
+        };
+        let out = self.out.clone();
+        let out = out.unwrap_or_else(|| workspace.join("docs/bench"));
+        print!("{}", disks::write(&results, &workspace, &out)?);
+        note(&format!("the report is in {}", out.display()));
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn measure(&self, workspace: &Path) -> Result<DiskResults> {
+        let xtask = std::env::current_exe().context("Cannot find this program")?;
+        let beside = xtask.parent().context("This program is nowhere")?;
+        let mut bench = DiskBench {
+            workspace: workspace.to_owned(),
+            edgevmm: None,
+            blkbench: build::blkbench()?,
+            dir: self.dir.clone().unwrap_or_else(|| beside.to_owned()),
+            xtask,
+            in_lab: false,
+            rounds: self.rounds,
+            boots: self.boots,
+        };
+        if self.boots > 0 {
+            bench.edgevmm = Some(build::release_binary()?);
+            disks::ensure_images()?;
+            // Kernel and busybox of the guest are the lab's too.
+            lab::ensure_lab(&Layout::of_this_user())?;
+            bench.in_lab = kvm::host_kvm_runs_stock_kernels() != KvmVerdict::Usable;
+        }
+        bench.run()
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    serde_json::from_slice(&fs::read(path)?)
+        .with_context(|| format!("Cannot read {}", path.display()))
+}
+
 impl BenchCommand {
     /// Builds, measures and writes.
     ///
     /// # Errors
     /// edgevmm does not build or run.
     pub fn run(&self) -> Result<ExitCode> {
+        if let Some(Part::Disks(disks)) = &self.part {
+            return disks.run();
+        }
         let workspace = build::workspace();
         let results = match &self.from {
-            Some(path) => serde_json::from_slice(&fs::read(path)?)
-                .with_context(|| format!("Cannot read {}", path.display()))?,
+            Some(path) => read(path)?,
             None => self.measure(&workspace)?,
         };
         let out = self.out.clone();

@@ -27,25 +27,53 @@ pub fn workspace() -> PathBuf {
 /// It does not build.
 pub fn release_binary() -> Result<PathBuf> {
     step("Building edgevmm", || {
-        let output = cargo()
-            .args([
-                "build",
-                "--release",
-                "--package",
-                "edgevmm",
-                "--bin",
-                "edgevmm",
-            ])
-            .args(["--message-format", "json-render-diagnostics", "--quiet"])
-            .stderr(Stdio::inherit())
-            .output()
-            .context("Cannot start cargo")?;
-        ensure!(output.status.success(), "edgevmm does not build");
-        String::from_utf8_lossy(&output.stdout)
-            .lines()
-            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-            .filter(|message| message["target"]["name"] == "edgevmm")
-            .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-            .context("cargo does not say where it put edgevmm")
+        let mut build = cargo();
+        build.args(["build", "--package", "edgevmm", "--bin", "edgevmm"]);
+        release(&mut build, "edgevmm", &[])
     })
+}
+
+/// Builds the measuring program for disks, for release and without shared libraries, as guests
+/// have none. Returns its path.
+///
+/// # Errors
+/// It does not build.
+pub fn blkbench() -> Result<PathBuf> {
+    step("Building blkbench", || {
+        let mut build = cargo();
+        build.args([
+            "rustc",
+            "--package",
+            "edgevmm-devices",
+            "--example",
+            "blkbench",
+        ]);
+        release(
+            &mut build,
+            "blkbench",
+            &["--", "-Ctarget-feature=+crt-static"],
+        )
+    })
+}
+
+/// Has cargo do `build` for release, the compiler's own arguments last, and finds `target`.
+fn release(build: &mut Command, target: &str, compiler: &[&str]) -> Result<PathBuf> {
+    build.args([
+        "--release",
+        "--message-format",
+        "json-render-diagnostics",
+        "--quiet",
+    ]);
+    let output = build
+        .args(compiler)
+        .stderr(Stdio::inherit())
+        .output()
+        .context("Cannot start cargo")?;
+    ensure!(output.status.success(), "{target} does not build");
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["target"]["name"] == target)
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .with_context(|| format!("cargo does not say where it put {target}"))
 }

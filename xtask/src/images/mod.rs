@@ -73,6 +73,12 @@ impl Images {
         self.dir.join("kernel/initrd")
     }
 
+    /// The unpacked package that the kernel is from, with its modules.
+    #[must_use]
+    pub fn kernel_tree(&self) -> PathBuf {
+        kernel::tree(&self.dir.join("kernel"))
+    }
+
     /// The mini disk, raw.
     #[must_use]
     pub fn mini_raw(&self) -> PathBuf {
@@ -157,7 +163,7 @@ impl Images {
         cache::ensure(&dir, recipe, |dir| {
             step(&format!("Making the test image '{name}'"), || match image {
                 Image::Kernel => kernel::make(&workshop, dir),
-                Image::Mini => mini::make(&workshop, &kernel::tree(&self.dir.join("kernel")), dir),
+                Image::Mini => mini::make(&workshop, &self.kernel_tree(), dir),
                 Image::Debian12 => debian12::make(&workshop, dir),
                 Image::Firmware => firmware::make(&workshop, dir),
             })

@@ -60,8 +60,8 @@ impl Initrd {
 
     /// Adds a program or script.
     #[must_use]
-    pub fn program(mut self, path: &str, content: &str) -> Self {
-        self.entry(path, PROGRAM, content.as_bytes());
+    pub fn program(mut self, path: &str, content: impl AsRef<[u8]>) -> Self {
+        self.entry(path, PROGRAM, content.as_ref());
         self
     }
 

@@ -44,6 +44,12 @@ impl Layout {
         Tools::new(&self.dir.join("packages"))
     }
 
+    /// The unpacked package that L1's kernel is from, with all its modules.
+    #[must_use]
+    pub fn kernel_tree(&self) -> PathBuf {
+        self.dir.join("kernel")
+    }
+
     pub(super) fn kernel(&self) -> PathBuf {
         self.dir.join("l1/vmlinux")
     }
@@ -143,7 +149,7 @@ pub fn setup(layout: &Layout, agent: &Path) -> Result<()> {
     ));
     ensure_packages(layout, &mirror, recipes.packages)?;
     let tools = layout.tools();
-    let kernel_dir = layout.dir.join("kernel");
+    let kernel_dir = layout.kernel_tree();
     cache::ensure(&kernel_dir, recipes.kernel, |dir| {
         step("Downloading and unpacking L1's kernel", || {
             let apt = Apt::open(&layout.dir.join("apt"), &mirror, mirror.lab_suite())?;
