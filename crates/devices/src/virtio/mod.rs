@@ -5,6 +5,7 @@
 //! hands the queues to the device, which serves them on a thread of its own or on the shared
 //! device thread until it is deactivated.
 
+pub mod balloon;
 pub mod block;
 pub(crate) mod buffers;
 mod config_space;
@@ -27,7 +28,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::{
-    VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_NET, VIRTIO_ID_RNG,
+    VIRTIO_ID_BALLOON, VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_NET, VIRTIO_ID_RNG,
 };
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
@@ -150,6 +151,8 @@ pub trait VirtioDevice: Send + Debug {
 /// State of a device apart from its queues, by kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DeviceState {
+    /// Of a balloon.
+    Balloon(balloon::BalloonState),
     /// Of a disk.
     Block(block::BlockState),
     /// Of a console.
@@ -164,6 +167,7 @@ impl DeviceState {
     /// The refusal of this state by a device of type `expected`.
     fn refused_by(&self, expected: u16) -> StateError {
         let saved = match self {
+            Self::Balloon(_) => VIRTIO_ID_BALLOON,
             Self::Block(_) => VIRTIO_ID_BLOCK,
             Self::Console(_) => VIRTIO_ID_CONSOLE,
             Self::Net(_) => VIRTIO_ID_NET,
