@@ -50,6 +50,9 @@ pub struct MemoryConfig {
     pub size: ByteSize,
     /// Backs it with huge pages of the host (must be reserved beforehand).
     pub hugepages: bool,
+    /// Gives the guest a balloon, by which memory that it does not need goes back to the host. One
+    /// with huge pages has none.
+    pub balloon: bool,
 }
 
 /// 1 GiB: enough for the cloud image of any distribution.
@@ -58,6 +61,7 @@ impl Default for MemoryConfig {
         Self {
             size: ByteSize::mib(1024),
             hugepages: false,
+            balloon: true,
         }
     }
 }

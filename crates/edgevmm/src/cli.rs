@@ -55,6 +55,8 @@ pub enum Command {
     Reset(NameArgs),
     /// Make a disk of a running machine larger, and tell the guest
     ResizeDisk(ResizeDiskArgs),
+    /// Show how a machine's memory is used, or have its guest do with less
+    Memory(MemoryArgs),
     /// Describe a machine
     Inspect(InspectArgs),
     /// Wait until a machine ends, and exit as its `run` would
@@ -129,6 +131,9 @@ pub struct MachineArgs {
     /// Back memory with huge pages of the host
     #[arg(long)]
     pub hugepages: bool,
+    /// Give the guest no balloon, by which memory that it does not need goes back to the host
+    #[arg(long)]
+    pub no_balloon: bool,
     /// Console: stdio, pty, none or file=PATH; device=virtio for a virtio console
     #[arg(long, value_name = "PLACE[,device=DEVICE]")]
     pub console: Option<ConsoleConfig>,
@@ -354,6 +359,19 @@ pub struct ResizeDiskArgs {
     pub disk: String,
     /// Its new size, like 20G
     pub size: ByteSize,
+}
+
+/// What `memory` takes.
+#[derive(Debug, Args)]
+pub struct MemoryArgs {
+    /// The machine
+    pub name: String,
+    /// Memory that the guest is to do with from now on, like 512M: the rest goes back to the host
+    /// as the guest can spare it
+    #[arg(long, value_name = "SIZE")]
+    pub target: Option<ByteSize>,
+    #[command(flatten)]
+    pub json: JsonArg,
 }
 
 /// What `rm` takes.

@@ -121,6 +121,7 @@ fn dispatch(command: Command, log_filter: &str) -> Outcome {
         Command::Resume(args) => client(manage::resume(&args.names)),
         Command::Reset(args) => client(manage::reset(&args.names)),
         Command::ResizeDisk(args) => client(manage::resize_disk(&args)),
+        Command::Memory(args) => client(manage::memory(&args)),
         Command::Inspect(args) => client(manage::inspect(&args)),
         Command::Wait(args) => client(manage::wait(&args.name)),
         Command::Rm(args) => client(manage::rm(&args)),

@@ -33,6 +33,7 @@ pub fn resolve(args: RunArgs) -> Result<VmConfig, Failure> {
     set(&mut vm.cpus, machine.cpus);
     set(&mut vm.memory, machine.memory);
     vm.memory.hugepages |= machine.hugepages;
+    vm.memory.balloon &= !machine.no_balloon;
     set(&mut vm.console, machine.console);
     set(&mut vm.stop_timeout, machine.stop_timeout);
     set_some(&mut vm.identity.uuid, machine.uuid);

@@ -130,6 +130,30 @@ impl Machine for Scripted {
         Ok(Response::new(v1::StopResponse { timeout }))
     }
 
+    async fn get_memory(
+        &self,
+        _: Request<v1::GetMemoryRequest>,
+    ) -> Result<Response<v1::GetMemoryResponse>, Status> {
+        Ok(Response::new(v1::GetMemoryResponse {
+            size: 1 << 30,
+            target: 1 << 29,
+            resident: 1 << 20,
+            ..v1::GetMemoryResponse::default()
+        }))
+    }
+
+    async fn set_memory_target(
+        &self,
+        request: Request<v1::SetMemoryTargetRequest>,
+    ) -> Result<Response<v1::SetMemoryTargetResponse>, Status> {
+        let target = request.into_inner().target;
+        if target > 1 << 30 {
+            return Err(Status::invalid_argument("it has no more"));
+        }
+        self.called(format!("target {target}"));
+        Ok(Response::new(v1::SetMemoryTargetResponse {}))
+    }
+
     async fn kill(
         &self,
         _: Request<v1::KillRequest>,
@@ -309,7 +333,7 @@ fn calls_arrive_and_refusals_are_told() {
             .success()
     );
     let refused = bench.run(&["resize-disk", "vm", "disk7", "2G"]);
-    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(refused.status.code(), Some(2));
     assert_eq!(
         text(&refused.stderr),
         "edgevmm: Can't resize a disk of vm: there is no disk \"disk7\"\n"
@@ -379,6 +403,27 @@ fn a_wait_ends_with_the_machine() {
         (output.status.code(), text(&output.stdout).as_str()),
         (Some(4), "killed\n")
     );
+}
+
+#[test]
+fn memory_is_shown_and_taken() {
+    let bench = Bench::new();
+    let output = bench.run(&["memory", "vm"]);
+    assert!(output.status.success());
+    assert!(
+        String::from_utf8_lossy(&output.stdout).contains("1024.0 MiB"),
+        "{output:?}"
+    );
+    assert!(
+        bench
+            .run(&["memory", "vm", "--target", "512M"])
+            .status
+            .success()
+    );
+    assert_eq!(bench.calls(), ["target 536870912"]);
+    let output = bench.run(&["memory", "vm", "--target", "2G"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("it has no more"));
 }
 
 #[test]

@@ -27,7 +27,7 @@ use tokio::sync::watch;
 use console::ConsoleHub;
 use lifecycle::{Handle, Life, Mailbox};
 use machine::Machine;
-use service::{Facts, Service, Socket};
+use service::{Facts, Service, Socket, Ways};
 
 /// How long the API stays up for clients that wait for the end to hear of it.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -106,6 +106,7 @@ async fn live(
     let boot_note = machine.boot_note();
     let resizer = machine.console_resizer();
     let disks = machine.disks();
+    let balloon = machine.balloon();
     let config_json = serde_json::to_string(config).unwrap_or_default();
     claim.write_config(&config_json)?;
     let socket = Socket::bind(&claim.dir().socket())?;
@@ -121,8 +122,12 @@ async fn live(
         handle.clone(),
         facts,
         Arc::clone(&console),
-        resizer.clone(),
-        disks,
+        Ways {
+            resizer: resizer.clone(),
+            disks,
+            balloon,
+            memory: config.memory.size.0,
+        },
     );
     let (ended, shutdown) = watch::channel(false);
     let server = tokio::spawn(socket.serve(service, shutdown));

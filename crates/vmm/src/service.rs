@@ -1,5 +1,7 @@
 //! The gRPC API of one machine, on a Unix socket in its runtime folder.
 
+mod memory;
+
 use std::error::Error;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
@@ -13,6 +15,7 @@ use edgevmm_api::v1::{
 };
 use edgevmm_block::BlockError;
 use edgevmm_devices::disk::BlockHandle;
+use edgevmm_devices::virtio::balloon::BalloonHandle;
 pub use edgevmm_devices::virtio::console::Resizer;
 use edgevmm_devices::virtio::console::TerminalSize;
 use tokio::net::UnixListener;
@@ -39,6 +42,19 @@ pub struct Facts {
     pub config_json: String,
     /// Path of the console's pseudo-terminal.
     pub console_pty: Option<PathBuf>,
+}
+
+/// The ways to the parts of a machine that the API reaches by itself.
+#[derive(Debug)]
+pub struct Ways {
+    /// To the console's terminal size, if its device has one.
+    pub resizer: Option<Resizer>,
+    /// To the disks, by name.
+    pub disks: Vec<(String, BlockHandle)>,
+    /// To the balloon, if there is one.
+    pub balloon: Option<BalloonHandle>,
+    /// The guest's memory in bytes.
+    pub memory: u64,
 }
 
 /// Why the API can't be served.
@@ -101,20 +117,13 @@ pub struct Service {
     handle: Handle,
     facts: Facts,
     console: Arc<ConsoleHub>,
-    resizer: Option<Resizer>,
-    disks: Vec<(String, BlockHandle)>,
+    ways: Ways,
     writers: Writers,
 }
 
 impl Service {
     /// The API of the machine behind `handle`.
-    pub fn new(
-        handle: Handle,
-        facts: Facts,
-        console: Arc<ConsoleHub>,
-        resizer: Option<Resizer>,
-        disks: Vec<(String, BlockHandle)>,
-    ) -> Service {
+    pub fn new(handle: Handle, facts: Facts, console: Arc<ConsoleHub>, ways: Ways) -> Service {
         let writers = Writers {
             epoch: watch::Sender::new(0),
             exclusive: AsyncMutex::default(),
@@ -123,17 +132,21 @@ impl Service {
             handle,
             facts,
             console,
-            resizer,
-            disks,
+            ways,
             writers,
         }
     }
 
     /// The way to a disk by its name.
     fn disk(&self, name: &str) -> Result<BlockHandle, Status> {
-        let found = self.disks.iter().find(|(known, _)| known == name);
+        let found = self.ways.disks.iter().find(|(known, _)| known == name);
         found.map(|(_, disk)| disk.clone()).ok_or_else(|| {
-            let names: Vec<_> = self.disks.iter().map(|(name, _)| name.as_str()).collect();
+            let names: Vec<_> = self
+                .ways
+                .disks
+                .iter()
+                .map(|(name, _)| name.as_str())
+                .collect();
             Status::not_found(format!(
                 "there is no disk {name:?}: it has {}",
                 names.join(", ")
@@ -271,6 +284,21 @@ impl MachineApi for Service {
         Ok(Response::new(v1::ResizeDiskResponse {}))
     }
 
+    async fn get_memory(
+        &self,
+        _: Request<v1::GetMemoryRequest>,
+    ) -> Result<Response<v1::GetMemoryResponse>, Status> {
+        Ok(Response::new(memory::get(&self.ways).await))
+    }
+
+    async fn set_memory_target(
+        &self,
+        request: Request<v1::SetMemoryTargetRequest>,
+    ) -> Result<Response<v1::SetMemoryTargetResponse>, Status> {
+        memory::set_target(&self.ways, request.into_inner().target)?;
+        Ok(Response::new(v1::SetMemoryTargetResponse {}))
+    }
+
     async fn stop(
         &self,
         request: Request<v1::StopRequest>,
@@ -324,7 +352,7 @@ impl MachineApi for Service {
         let history = open.history.unwrap_or(HISTORY as u64);
         let (sender, receiver) = mpsc::channel(CONSOLE_QUEUE);
         let output = send_output(self.console.reader(history), sender.clone());
-        let resizer = self.resizer.clone();
+        let resizer = self.ways.resizer.clone();
         let may_write = access != ConsoleAccess::ReadOnly;
         if let (Some(resizer), Some(size)) = (&resizer, open.size.filter(|_| may_write)) {
             resize(resizer, size);

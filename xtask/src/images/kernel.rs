@@ -20,6 +20,7 @@ const MODULES: &[&str] = &[
     "virtio_pci",
     "virtio_blk",
     "virtio_net",
+    "virtio_balloon",
     "virtio_console",
     "virtio_rng",
     "af_packet",

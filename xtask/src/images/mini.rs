@@ -37,6 +37,7 @@ const MODULES: &[&str] = &[
     "virtio_net",
     "e1000",
     "af_packet",
+    "virtio_balloon",
     "virtio_console",
     "virtio_rng",
     "virtio_balloon",

@@ -113,14 +113,16 @@ fn cpus_and_memory() {
         "512M".parse(),
         Ok(MemoryConfig {
             size: ByteSize::mib(512),
-            hugepages: false
+            hugepages: false,
+            balloon: true,
         })
     );
     assert_eq!(
         "2G,hugepages".parse(),
         Ok(MemoryConfig {
             size: ByteSize::mib(2048),
-            hugepages: true
+            hugepages: true,
+            balloon: true,
         })
     );
     assert_eq!(

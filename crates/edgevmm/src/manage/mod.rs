@@ -2,6 +2,7 @@
 //! have ended.
 
 mod list;
+mod memory;
 
 use std::pin::pin;
 use std::process::ExitCode;
@@ -22,6 +23,7 @@ use crate::cli::{ResizeDiskArgs, RmArgs, StopArgs};
 use crate::exit::{self, Failure, Outcome};
 
 pub use list::{inspect, ps};
+pub use memory::memory;
 
 /// How long a living VMM may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -69,7 +71,11 @@ pub async fn connect(name: &str) -> Result<(MachineDir, Client), Failure> {
 
 /// Makes a failure of a refused call.
 fn refused(action: &str, name: &str, status: &Status) -> Failure {
-    Failure::host(anyhow!("Can't {action} {name}: {}", status.message()))
+    let error = anyhow!("Can't {action} {name}: {}", status.message());
+    match status.code() {
+        Code::InvalidArgument | Code::NotFound => Failure::usage(error),
+        _ => Failure::host(error),
+    }
 }
 
 /// Does something to each of some machines, all of them also when one fails.

@@ -12,6 +12,7 @@ use edgevmm_devices::legacy::debug_port::LineSink;
 use edgevmm_devices::pci::{PciConfigPorts, PciEcam, PciError, PciHost, PciWindow};
 use edgevmm_devices::platform::Platform;
 use edgevmm_devices::virtio::VirtioDevice;
+use edgevmm_devices::virtio::balloon::{Balloon, BalloonHandle};
 use edgevmm_devices::virtio::console::{Console, ConsoleConfig, Resizer, TerminalSize};
 use edgevmm_devices::virtio::rng::Rng;
 use edgevmm_devices::virtio::transport::{VirtioPci, VirtioPciConfig, VirtioPciError};
@@ -242,6 +243,7 @@ impl Machine {
             ConsoleDevice::Serial => None,
             ConsoleDevice::Virtio => Some(add_console(&mut pci, console.virtio)?),
         };
+        let balloon = add_balloon(&mut pci, config)?;
         let functions = pci.functions;
         let pci = Arc::new(pci.host);
 
@@ -289,6 +291,7 @@ impl Machine {
             net_helpers,
             pty,
             resizer,
+            balloon,
             console: console.hub,
             boot,
             boot_note,
@@ -358,6 +361,21 @@ fn add_console(
     let resizer = device.resizer();
     pci.add(Box::new(device))?;
     Ok(resizer)
+}
+
+/// Adds a balloon if there is to be one. Reserved huge pages could not go back to the host.
+fn add_balloon(
+    pci: &mut PciBuilder<'_>,
+    config: &VmConfig,
+) -> Result<Option<BalloonHandle>, BuildError> {
+    if !config.memory.balloon || config.memory.hugepages {
+        return Ok(None);
+    }
+    let device_loop = Arc::clone(&pci.platform.device_loop);
+    let device = Balloon::new(device_loop).map_err(host("balloon events"))?;
+    let handle = device.handle();
+    pci.add(Box::new(device))?;
+    Ok(Some(handle))
 }
 
 fn open_debug(config: &VmConfig) -> Result<Option<Arc<dyn LineSink>>, BuildError> {

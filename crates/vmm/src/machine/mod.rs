@@ -21,6 +21,7 @@ use edgevmm_devices::GuestMemory;
 use edgevmm_devices::bus::{Shared, lock};
 use edgevmm_devices::disk::BlockHandle;
 use edgevmm_devices::pci::PciHost;
+use edgevmm_devices::virtio::balloon::BalloonHandle;
 use edgevmm_devices::virtio::console::Resizer;
 use edgevmm_devices::virtio::transport::VirtioPci;
 
@@ -66,6 +67,7 @@ pub struct Machine {
     net_helpers: Vec<NetHelper>,
     pty: Option<Pty>,
     resizer: Option<Resizer>,
+    balloon: Option<BalloonHandle>,
     console: Arc<ConsoleHub>,
     boot: BootPlan,
     boot_note: Option<String>,
@@ -100,6 +102,11 @@ impl Machine {
     pub fn disks(&self) -> Vec<(String, BlockHandle)> {
         let way = |disk: &Disk| (disk.name.clone(), disk.handle.clone());
         self.disks.iter().map(way).collect()
+    }
+
+    /// The way to the machine's balloon, if it has one.
+    pub fn balloon(&self) -> Option<BalloonHandle> {
+        self.balloon.clone()
     }
 
     /// Lets the vCPUs run, and the devices if they were suspended. Disks try again what the host
