@@ -1,4 +1,5 @@
-//! Disks of a running machine that run full, fail, grow, and are served without io_uring.
+//! Disks of a running machine that run full, fail, hang, are cut, grow, and are served without
+//! io_uring.
 
 use std::time::Duration;
 
@@ -189,5 +190,213 @@ fn disks_do_without_io_uring() -> Result<()> {
         ensure!(log.contains("io_uring"), "{log}");
         kill(host)?;
         forbid(0)
+    })
+}
+
+/// A block device of 32 MiB that can be made to fail or to hang.
+struct Faulty<'h> {
+    host: &'h Host,
+    name: &'static str,
+}
+
+impl<'h> Faulty<'h> {
+    fn new(host: &'h Host, name: &'static str) -> Result<Self> {
+        host.ok(&Command::script(format!(
+            "modprobe -q dm_mod || true; truncate -s 32M {name}.store; \
+             losetup -f --show {name}.store > {name}.loop; \
+             echo 0 65536 linear $(cat {name}.loop) 0 | \
+             dmsetup --noudevsync --noudevrules create {name}; dmsetup mknodes {name}"
+        )))?;
+        Ok(Self { host, name })
+    }
+
+    fn path(&self) -> String {
+        format!("/dev/mapper/{}", self.name)
+    }
+
+    fn set_failing(&self, failing: bool) -> Result<()> {
+        let name = self.name;
+        let table = if failing {
+            "echo 0 65536 error".to_owned()
+        } else {
+            format!("echo 0 65536 linear $(cat {name}.loop) 0")
+        };
+        self.set_hanging(true)?;
+        let load = format!("{table} | dmsetup load {name}");
+        self.host.ok(&Command::script(load))?;
+        self.set_hanging(false)
+    }
+
+    fn set_hanging(&self, hanging: bool) -> Result<()> {
+        let how = if hanging {
+            "suspend --noflush --nolockfs"
+        } else {
+            "resume"
+        };
+        let script = format!("dmsetup --noudevsync --noudevrules {how} {}", self.name);
+        self.host.ok(&Command::script(script)).map(drop)
+    }
+}
+
+impl Drop for Faulty<'_> {
+    fn drop(&mut self) {
+        let name = self.name;
+        let script = format!(
+            "set +e; dmsetup resume {name}; dmsetup --noudevsync remove --force {name}; \
+             losetup -d $(cat {name}.loop)"
+        );
+        let _ = self.host.run(&Command::script(script));
+    }
+}
+
+/// Writes records one after another, each on disk before it says so.
+const RECORDS: u32 = 80;
+const WRITER: &str = "i=1; while [ $i -le 80 ]; do \
+    yes record-$i- | head -c 4096 | \
+    dd of=/dev/vda bs=4096 seek=$i conv=notrunc,fsync 2>/dev/null || echo FAILED'-'$i; \
+    echo ACK'-'$i'-'; i=$((i + 1)); done; echo ALL'-'WRITTEN\n";
+
+/// Storage fails under a guest that writes: the machine waits, and goes on when that is mended;
+/// nothing that the guest knew to be on disk is lost.
+#[test]
+fn a_machine_waits_while_its_storage_fails() -> Result<()> {
+    as_root(|host| {
+        let faulty = Faulty::new(host, "direct")?;
+        let mut guest = start(host, &[&format!("{},direct", faulty.path())])?;
+        guest.type_in(WRITER)?;
+        guest.expect("ACK-20-", Limit::Boot)?;
+        faulty.set_failing(true)?;
+        let reason = wait_paused(host)?;
+        ensure!(reason.contains("Input/output error"), "{reason}");
+        host.ok(&host.edgevmm(["resume", "vm"]))?;
+        wait_paused(host)?;
+        ensure!(guest.is_silent("ACK-", Duration::from_secs(2)));
+        faulty.set_failing(false)?;
+        host.ok(&host.edgevmm(["resume", "vm"]))?;
+        guest.expect("ALL-WRITTEN", Limit::Boot)?;
+        ensure!(!guest.output().contains("FAILED-"), "{}", guest.output());
+        kill(host)?;
+        let lost = host.ok(&Command::script(format!(
+            "for i in $(seq {RECORDS}); do \
+             record=$(dd if={} bs=4096 skip=$i count=1 2>/dev/null); \
+             [ \"$record\" = \"$(yes record-$i- | head -c 4096)\" ] || echo lost $i; done",
+            faulty.path()
+        )))?;
+        ensure!(lost.is_empty(), "{lost}");
+        Ok(())
+    })
+}
+
+/// With the page cache, Linux forgets data that it could not write. A guest that waits for it is
+/// never told that it is safe. Another one asked to be told.
+#[test]
+fn a_machine_is_never_told_that_lost_data_is_safe() -> Result<()> {
+    as_root(|host| {
+        let (cached, told) = (Faulty::new(host, "cached")?, Faulty::new(host, "told")?);
+        let report = format!("{},error_policy=report", told.path());
+        let mut guest = start(host, &[&cached.path(), &report])?;
+        let write = |disk| format!("dd if=/dev/zero of=/dev/{disk} bs=64k count=8 conv=fsync");
+        told.set_failing(true)?;
+        let (code, said) = guest.run(&write("vdb"))?;
+        ensure!(code != 0, "The guest was not told: {said}");
+        ensure!(inspect(host)?["state"] == "running");
+        cached.set_failing(true)?;
+        guest.type_in(&format!("{} && echo SAFE-$((1+1))\n", write("vda")))?;
+        let reason = wait_paused(host)?;
+        ensure!(reason.contains("Input/output error"), "{reason}");
+        cached.set_failing(false)?;
+        host.ok(&host.edgevmm(["resume", "vm"]))?;
+        let reason = wait_paused(host)?;
+        ensure!(reason.contains("earlier flush failed"), "{reason}");
+        ensure!(guest.is_silent("SAFE-2", Duration::from_secs(1)));
+        kill(host)
+    })
+}
+
+/// While storage hangs, the machine answers, and is gone once it can be.
+#[test]
+fn a_machine_answers_while_its_storage_hangs() -> Result<()> {
+    as_root(|host| {
+        let faulty = Faulty::new(host, "slow")?;
+        let guest = start(host, &[&format!("{},direct", faulty.path())])?;
+        faulty.set_hanging(true)?;
+        guest.type_in("dd if=/dev/zero of=/dev/vda bs=64k count=8 conv=fsync; echo D'-'E\n")?;
+        ensure!(guest.is_silent("D-E", Duration::from_secs(3)));
+        ensure!(inspect(host)?["state"] == "running");
+        // The guest's other devices go on.
+        guest.type_in("\n")?;
+        let kill = host.spawn(&host.edgevmm(["kill", "vm"]))?;
+        let stopping = Command::script("until \"$@\" | grep stopping; do sleep 0.1; done");
+        let ps = stopping.args(["sh"]).wrapping(&host.edgevmm(["ps"]));
+        host.ok(&ps)?;
+        ensure!(inspect(host)?["state"] == "stopping");
+        faulty.set_hanging(false)?;
+        kill.wait(host.limit(Limit::Command))?.expect_code(0)?;
+        Ok(())
+    })
+}
+
+/// Somebody cuts the files of a running machine: it waits rather than read zeroes, until what is
+/// missing is put back.
+#[test]
+fn a_machine_waits_while_its_images_are_cut() -> Result<()> {
+    on_host(|host| {
+        host.ok(&Command::script(
+            "head -c 16M /dev/urandom > raw; qemu-img convert -f raw -O qcow2 raw qcow2; \
+             sha256sum raw > sum; cp raw raw.copy; cp qcow2 qcow2.copy",
+        ))?;
+        let disks = [
+            format!("{},format=raw", host.path("raw")),
+            host.path("qcow2"),
+        ];
+        let mut guest = start(host, &disks.each_ref().map(String::as_str))?;
+        for (disk, name) in [("vda", "raw"), ("vdb", "qcow2")] {
+            let cut = format!("truncate -s 9M {name}");
+            host.ok(&Command::script(cut))?;
+            guest.sh(&format!("head -c 8M /dev/{disk} > /dev/null"))?;
+            guest.type_in(&format!("sha256sum < /dev/{disk}; echo READ-$((1+1))\n"))?;
+            let reason = wait_paused(host)?;
+            ensure!(reason.contains("was cut to 9437184 bytes"), "{reason}");
+            host.ok(&host.edgevmm(["resume", "vm"]))?;
+            wait_paused(host)?;
+            host.ok(&Command::script(format!("cp {name}.copy {name}")))?;
+            host.ok(&host.edgevmm(["resume", "vm"]))?;
+            let said = guest.expect("READ-2", Limit::Boot)?;
+            let sum = host.ok(&Command::script("cut -d ' ' -f 1 sum"))?;
+            ensure!(said.contains(sum.trim()), "{said}");
+        }
+        kill(host)
+    })
+}
+
+/// Storage that can't be written: a machine that wants to is refused at its start, and nothing has
+/// changed.
+#[test]
+fn disks_that_cannot_be_written_are_refused() -> Result<()> {
+    as_root(|host| {
+        host.ok(&Command::script(
+            "mkdir ro; mount -t tmpfs none ro; truncate -s 16M ro/raw; \
+             qemu-img create -q -f qcow2 ro/qcow2 16M; mount -o remount,ro ro; \
+             truncate -s 16M store; losetup -r -f --show store > loop; sha256sum ro/* store > sums",
+        ))?;
+        let device = host.ok(&Command::script("cat loop"))?;
+        for disk in [&host.path("ro/raw"), &host.path("ro/qcow2"), device.trim()] {
+            let mut arguments = Guest::shell_arguments(host, "")?;
+            arguments.extend(["--disk".to_owned(), disk.to_owned()]);
+            let refused = host.run(&host.edgevmm(arguments))?;
+            ensure!(
+                refused.code == 1
+                    && refused.stderr.contains(disk)
+                    && refused.stderr.contains("open it read-only"),
+                "{}",
+                refused.stderr
+            );
+        }
+        let disks = [host.path("ro/raw"), host.path("ro/qcow2")].map(|it| format!("{it},ro"));
+        let mut guest = start(host, &disks.each_ref().map(String::as_str))?;
+        guest.sh("cmp -n 16777216 /dev/vda /dev/zero; cmp -n 16777216 /dev/vdb /dev/zero")?;
+        kill(host)?;
+        let script = "sha256sum -c --quiet sums; losetup -d $(cat loop); umount ro";
+        host.ok(&Command::script(script)).map(drop)
     })
 }

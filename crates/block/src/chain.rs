@@ -25,6 +25,8 @@ pub struct Link {
     pub backing: Option<Backing>,
     /// What its header has that its format gives no meaning to.
     pub extensions: Vec<Extension>,
+    /// Which of the disks in its file it is.
+    pub choice: overlay::Choice,
 }
 
 impl Link {
@@ -65,7 +67,10 @@ pub fn open_below(
     {
         let below = links.iter().skip(at + 1).flat_map(|link| &link.files);
         let below: Vec<_> = below.map(|file| &**file).collect();
-        let extension = overlay::verify_files(link.name(), &link.extensions, &below)?;
+        let Some(base) = links.get(at + 1) else {
+            continue;
+        };
+        let extension = overlay::verify_files(link.name(), &link.extensions, &below, base.choice)?;
         if at == 0 {
             renewed = extension;
         }
@@ -133,11 +138,13 @@ fn open_link(
     let data_files = open_data_files(given.data_files, false, direct)?;
     files.extend(data_files.iter().cloned());
     let snapshot = given.internal_snapshot.as_deref();
+    let choice = overlay::Choice::new(snapshot, format);
     let opened = open_layer(format, file, data_files, snapshot)?;
     let link = Link {
         files,
         backing: opened.backing,
         extensions: opened.extensions,
+        choice,
     };
     Ok((link, opened.layer))
 }

@@ -58,6 +58,12 @@ pub enum BlockError {
         #[source]
         source: io::Error,
     },
+    /// Another file has come to the image's place while it was being opened.
+    #[error("Disk image {path:?} was replaced while it was being opened; try again")]
+    Replaced {
+        /// The image as the user named it.
+        path: String,
+    },
     /// The name given for an image names nothing.
     #[error("Disk image {path:?} does not exist; check the path")]
     Missing {

@@ -14,6 +14,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags};
 use tempfile::{NamedTempFile, TempPath};
 
 use crate::host::{HostFile, lock};
+use crate::open::check_place;
 use crate::{BlockError, open_path};
 
 /// What to do with a file that has the name already.
@@ -27,16 +28,17 @@ pub enum Existing {
     ReplaceLocked,
 }
 
-/// Locks an image for as long as `file` or a copy of it is open, as if it was written.
+/// Locks the image at `path` for as long as `file`, which it was opened as, or a copy of that is
+/// open, as if it was written.
 ///
 /// # Errors
 ///
-/// [`BlockError::Locked`], or what the host says.
-pub fn lock_file(file: &File, path_hint: &str) -> Result<(), BlockError> {
-    let file = file
-        .try_clone()
-        .map_err(failed("open", Path::new(path_hint)))?;
-    lock::lock(&HostFile::new(file, path_hint, false)?, true)
+/// [`BlockError::Locked`], [`BlockError::Replaced`], or what the host says.
+pub fn lock_file(file: &File, path: &Path) -> Result<(), BlockError> {
+    let copy = file.try_clone().map_err(failed("open", path))?;
+    let name = path.display().to_string();
+    lock::lock(&HostFile::new(copy, &name, false)?, true)?;
+    check_place(file, path)
 }
 
 /// A file that is being written and has no name yet. Dropped, it is gone.
@@ -196,7 +198,7 @@ impl Replaced {
             });
         }
         if existing == Existing::Replace {
-            lock_file(&file, &name)?;
+            lock_file(&file, path)?;
         }
         Ok(Self { metadata, file })
     }

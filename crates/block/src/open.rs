@@ -2,15 +2,15 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::chain::{Link, left_out_below, open_below, open_data_files};
 use crate::formats::probe::probe_file;
 use crate::formats::raw::{RawDisk, check_alone};
 use crate::formats::{open_layer, qcow2};
-use crate::host::{HostFile, check_kind, lock};
+use crate::host::{HostFile, check_kind, identity, is_read_only_device, lock};
 use crate::read_only::ReadOnlyDisk;
 use crate::stack::Stack;
 use crate::{BlockBackend, BlockError, ImageFormat, overlay, snapshot};
@@ -46,6 +46,9 @@ pub struct DiskOptions {
     pub file: File,
     /// Its name as the user gave it, for messages only.
     pub path_hint: String,
+    /// Where it was opened, if it has to be there still once it is locked: whoever replaced it
+    /// meanwhile has left this one to nobody.
+    pub place: Option<PathBuf>,
     /// Its format; probed if absent.
     pub format: Option<ImageFormat>,
     /// Refuse every write.
@@ -74,6 +77,7 @@ impl DiskOptions {
         Self {
             file,
             path_hint: path_hint.into(),
+            place: None,
             format: None,
             read_only: false,
             direct: false,
@@ -112,6 +116,7 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn BlockBackend>, BlockError> {
     let DiskOptions {
         file,
         path_hint,
+        place,
         format,
         read_only,
         direct,
@@ -125,6 +130,9 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn BlockBackend>, BlockError> {
     let writable = !read_only && !snapshot;
     let file = Arc::new(HostFile::new(file, &path_hint, direct)?);
     lock::lock(&file, writable)?;
+    if let Some(place) = place {
+        check_place(file.file(), &place)?;
+    }
     let format = format.map_or_else(|| probe_file(&file), Ok)?;
     let data_files = open_data_files(data_files, writable, direct)?;
     if format == ImageFormat::Raw && !snapshot {
@@ -142,6 +150,7 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn BlockBackend>, BlockError> {
         files,
         backing: top.backing,
         extensions: top.extensions,
+        choice: overlay::Choice::new(internal_snapshot.as_deref(), format),
     };
     let below = if alone {
         left_out_below(&link)
@@ -179,6 +188,7 @@ fn open_writable(
         files,
         extensions: header.unknown_extensions().cloned().collect(),
         backing: header.backing,
+        choice: overlay::Choice::new(None, format),
     };
     let below = if alone {
         left_out_below(&link)
@@ -255,7 +265,40 @@ pub fn open_path(path: &Path, writable: bool) -> Result<File, BlockError> {
     if metadata.is_file() && metadata.len() == 0 {
         return Err(BlockError::Empty { path: name });
     }
+    if writable
+        && metadata.file_type().is_block_device()
+        && is_read_only_device(&file).map_err(failed)?
+    {
+        return Err(not_permitted(name, writable));
+    }
     Ok(file)
+}
+
+/// Checks that a file, which is locked now, is still the one at `path`.
+///
+/// # Errors
+///
+/// [`BlockError::Replaced`], or what the host says.
+pub fn check_place(file: &File, path: &Path) -> Result<(), BlockError> {
+    let name = || path.display().to_string();
+    let own = file.metadata().map_err(|source| BlockError::File {
+        op: "examine",
+        path: name(),
+        source,
+    })?;
+    match std::fs::metadata(path) {
+        Ok(there) if identity(&there) == identity(&own) => Ok(()),
+        _ => Err(BlockError::Replaced { path: name() }),
+    }
+}
+
+fn not_permitted(path: String, writable: bool) -> BlockError {
+    let (access, hint) = if writable {
+        ("read and write", ", or open it read-only or as a snapshot")
+    } else {
+        ("read", "")
+    };
+    BlockError::Permission { path, access, hint }
 }
 
 /// Explains why a path could not be opened.
@@ -263,15 +306,7 @@ pub fn open_error(path: &Path, name: String, writable: bool, err: io::Error) -> 
     match err.kind() {
         io::ErrorKind::NotFound => BlockError::Missing { path: name },
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            BlockError::Permission {
-                path: name,
-                access: if writable { "read and write" } else { "read" },
-                hint: if writable {
-                    ", or open it read-only or as a snapshot"
-                } else {
-                    ""
-                },
-            }
+            not_permitted(name, writable)
         }
         // A directory opened for writing, or a socket, fails to open before its kind is known.
         _ => match std::fs::metadata(path).map(|metadata| check_kind(&metadata, &name)) {

@@ -10,6 +10,8 @@
 use std::fs::File;
 use std::path::Path;
 
+use twox_hash::XxHash3_128;
+
 use crate::fingerprint::{Fingerprint, RECORD_LEN, Verdict};
 use crate::formats::Backing;
 use crate::host::HostFile;
@@ -31,6 +33,39 @@ struct Record {
     base: Fingerprint,
     /// The base is being changed into what the overlay makes of it.
     committing: bool,
+    /// Which of several disks in its file the base is. Old versions did not say.
+    choice: Option<Choice>,
+}
+
+/// Which of several disks in a file: that of an archive, or of an internal snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// A hash of its name, or 0 if none is given.
+    name: u128,
+    /// A file with one disk allows to leave out the name of that.
+    only_one: bool,
+}
+
+impl Choice {
+    /// The disk with this name, in a file of this format.
+    pub fn new(name: Option<&str>, format: ImageFormat) -> Self {
+        Self {
+            name: name.map_or(0, |name| XxHash3_128::oneshot(name.as_bytes()) | 1),
+            only_one: format == ImageFormat::Ova,
+        }
+    }
+
+    fn of(disk: &DiskOptions) -> Result<Self, BlockError> {
+        let format = match disk.format {
+            Some(format) => format,
+            None => probe(&disk.file)?,
+        };
+        Ok(Self::new(disk.internal_snapshot.as_deref(), format))
+    }
+
+    fn is_same(self, now: Self) -> bool {
+        self.name == now.name || (now.only_one && (self.name == 0 || now.name == 0))
+    }
 }
 
 impl Record {
@@ -40,7 +75,16 @@ impl Record {
         let record = record.and_then(|record| {
             let base = Fingerprint::from_record(record)?;
             let committing = record[COMMITTING_AT] != 0;
-            Some(Self { base, committing })
+            let choice = extension.data.get(RECORD_LEN..);
+            let choice = choice.and_then(<[u8]>::first_chunk).map(|name| Choice {
+                name: u128::from_be_bytes(*name),
+                only_one: false,
+            });
+            Some(Self {
+                base,
+                committing,
+                choice,
+            })
         });
         Some(record.ok_or_else(|| {
             "what it says of its base can't be read; it is damaged, or a newer edgevmm made it"
@@ -51,6 +95,9 @@ impl Record {
     fn to_extension(self) -> Extension {
         let mut data = self.base.to_record().to_vec();
         data[COMMITTING_AT] = self.committing.into();
+        if let Some(choice) = self.choice {
+            data.extend(choice.name.to_be_bytes());
+        }
         Extension { magic: MAGIC, data }
     }
 }
@@ -72,6 +119,7 @@ pub fn create(new: NewFile, base: &DiskPaths, size: Option<u64>) -> Result<(), B
     let options = base.open(false)?;
     let backing = backing(new.path(), base, &options)?;
     let files = files_of(&options)?;
+    let choice = Choice::of(&options)?;
     // Locked from here on.
     let disk = open(options)?;
     let least = disk.size();
@@ -84,7 +132,7 @@ pub fn create(new: NewFile, base: &DiskPaths, size: Option<u64>) -> Result<(), B
     let options = CreateOptions {
         size: size.next_multiple_of(SECTOR_SIZE),
         backing: Some(backing),
-        extension: Some(remember_files(&files)?),
+        extension: Some(remember_files(&files, choice)?),
         ..CreateOptions::default()
     };
     qcow2::create(new.clone_file()?, &name, None, &options)?;
@@ -111,15 +159,16 @@ pub fn over(top: DiskOptions, base: DiskOptions) -> DiskOptions {
 ///
 /// A file of the base can't be read.
 pub fn remember(base: &DiskOptions) -> Result<Extension, BlockError> {
-    remember_files(&files_of(base)?)
+    remember_files(&files_of(base)?, Choice::of(base)?)
 }
 
-fn remember_files(files: &[HostFile]) -> Result<Extension, BlockError> {
+fn remember_files(files: &[HostFile], choice: Choice) -> Result<Extension, BlockError> {
     let files: Vec<_> = files.iter().collect();
     let base = Fingerprint::take(&files).map_err(unreadable(&files))?;
     let record = Record {
         base,
         committing: false,
+        choice: Some(choice),
     };
     Ok(record.to_extension())
 }
@@ -136,15 +185,17 @@ pub fn verify(
     base: &DiskOptions,
 ) -> Result<(), BlockError> {
     let files = files_of(base)?;
-    verify_files(path_hint, extensions, &files.iter().collect::<Vec<_>>()).map(drop)
+    let files: Vec<_> = files.iter().collect();
+    verify_files(path_hint, extensions, &files, Choice::of(base)?).map(drop)
 }
 
-/// As [`verify`], for files in the order of the chain, each followed by its data files. Returns the
-/// extension with which the next look at the same files costs less, if there is one.
+/// As [`verify`], for files in the order of the chain, each followed by its data files, of which
+/// the first has the disk of this choice. Returns the extension with which the next look at the same files costs less, if there is one.
 pub fn verify_files(
     path_hint: &str,
     extensions: &[Extension],
     files: &[&HostFile],
+    choice: Choice,
 ) -> Result<Option<Extension>, BlockError> {
     let Some(record) = Record::find(extensions) else {
         return Ok(None);
@@ -164,6 +215,12 @@ pub fn verify_files(
         base: files.first().map_or("nothing", |file| file.name()).into(),
         how,
     };
+    if record.choice.is_some_and(|made| !made.is_same(choice)) {
+        return Err(changed(
+            "the overlay was made over another of the disks that are in there; give the same \
+             member or internal snapshot as then",
+        ));
+    }
     match record.base.verify(files).map_err(unreadable(files))? {
         Verdict::Same => Ok(None),
         Verdict::SameContent(base) => Ok(Some(Record { base, ..record }.to_extension())),

@@ -75,6 +75,7 @@ impl DiskPaths {
             opened.collect::<Result<_, BlockError>>()?
         };
         Ok(DiskOptions {
+            place: Some(self.path.clone()),
             format: self.format,
             read_only: !writable,
             backing,

@@ -11,7 +11,10 @@ use std::path::Path;
 
 use common::{check_file, create, open_disk, open_free, open_raw, options, read, run, str, write};
 use edgevmm_block::qcow2::Repair;
-use edgevmm_block::{BlockError, DiskOptions, ImageFormat, info, open, open_path, probe};
+use edgevmm_block::{
+    BlockError, DiskOptions, DiskPaths, Existing, ImageFormat, NewFile, info, open, open_path,
+    overlay, probe,
+};
 use tempfile::TempDir;
 
 const SIZE: u64 = 9 << 20;
@@ -283,6 +286,81 @@ fn truncated_images() {
     for cut in [4 << 16, 3 << 16, 2 << 16, 1 << 16, 300, 40, 5] {
         file.set_len(cut).unwrap();
         assert_says(&refusal(&image, &[]), &["truncated"]);
+    }
+}
+
+/// An overlay over the disk of a snapshot is not for the image's present one.
+#[test]
+fn an_overlay_over_a_snapshot() {
+    let dir = TempDir::new().unwrap();
+    let image = filled(&dir, "image", &["-f", "qcow2"]);
+    run("qemu-img", &["snapshot", "-c", "s", str(&image)]);
+    let base = |snapshot: Option<&str>| DiskPaths {
+        internal_snapshot: snapshot.map(Into::into),
+        ..DiskPaths::new(&image)
+    };
+    let overlay = dir.path().join("overlay");
+    let new = NewFile::create(&overlay, Existing::Keep).unwrap();
+    overlay::create(new, &base(Some("s")), None).unwrap();
+    let opened = |snapshot| {
+        let top = DiskPaths::new(&overlay).open(true).unwrap();
+        let top = overlay::over(top, base(snapshot).open(false).unwrap());
+        open(top).map_err(|err| err.to_string())
+    };
+    drop(opened(Some("s")).unwrap());
+    assert_says(&opened(None).err().unwrap(), &["another of the disks"]);
+}
+
+/// What a compaction, or a restored backup, leaves behind must not be taken for the image.
+#[test]
+fn an_image_that_was_replaced_while_it_was_opened() {
+    let dir = TempDir::new().unwrap();
+    for format in ["raw", "qcow2"] {
+        let image = filled(&dir, format, &["-f", format]);
+        let paths = DiskPaths {
+            format: ImageFormat::from_qemu_name(format),
+            ..DiskPaths::new(&image)
+        };
+        for writable in [false, true] {
+            let options = paths.open(writable).unwrap();
+            let other = dir.path().join("other");
+            std::fs::copy(&image, &other).unwrap();
+            std::fs::rename(&other, &image).unwrap();
+            let err = open(options).expect_err("that is another file");
+            assert_says(&err.to_string(), &[format, "was replaced", "try again"]);
+            drop(open_free(|| paths.open(writable).unwrap()).unwrap());
+        }
+    }
+}
+
+/// Nobody is told zeroes in place of what was there.
+#[test]
+fn images_that_become_shorter_while_they_are_used() {
+    let dir = TempDir::new().unwrap();
+    for format in ["raw", "qcow2"] {
+        let image = filled(&dir, format, &["-f", format]);
+        let len = std::fs::metadata(&image).unwrap().len();
+        let backup = std::fs::read(&image).unwrap();
+        let disk = open_free(|| match format {
+            "raw" => DiskOptions {
+                format: Some(ImageFormat::Raw),
+                ..options(&image, &[])
+            },
+            _ => options(&image, &[]),
+        });
+        let disk = disk.unwrap();
+        assert_eq!(read(&*disk, SIZE - 4096, 4096), [0x11; 4096]);
+        let file = OpenOptions::new().write(true).open(&image).unwrap();
+        // In the middle of a sector, and of a cluster.
+        file.set_len(len - (2 << 20) + 5000).unwrap();
+        assert_eq!(read(&*disk, 0, 4096), [0x11; 4096]);
+        let mut buf = [0; 512];
+        let bufs = [edgevmm_block::VolatileSlice::from(&mut buf[..])];
+        let err = disk.read_vectored(&bufs, SIZE - (1 << 20)).unwrap_err();
+        let says = ["was cut to", "while it is in use", "put back"];
+        assert_says(&err.source().unwrap().to_string(), &says);
+        std::fs::write(&image, &backup).unwrap();
+        assert_eq!(read(&*disk, SIZE - (1 << 20), 4096), [0x11; 4096]);
     }
 }
 

@@ -41,7 +41,7 @@ pub fn commit(
 ) -> Result<(), ImageError> {
     let name = path.display().to_string();
     let file = open_path(path, true)?;
-    lock_file(&file, &name)?;
+    lock_file(&file, path)?;
     let description = describe(path)?;
     check_base(path, &description, base)?;
     let below = base.open(true)?;

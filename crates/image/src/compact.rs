@@ -77,6 +77,7 @@ fn allocated(path: &Path) -> Result<u64, ImageError> {
 /// Gives the space of zeroes in a raw image back.
 fn dig(path: &Path, job: &Job<'_>) -> Result<(), ImageError> {
     let disk = Disk::open(DiskOptions {
+        place: Some(path.to_owned()),
         format: Some(ImageFormat::Raw),
         ..DiskOptions::new(open_path(path, true)?, path.display().to_string())
     })?;
@@ -106,7 +107,7 @@ fn dig(path: &Path, job: &Job<'_>) -> Result<(), ImageError> {
 fn rewrite(path: &Path, compress: bool, job: &Job<'_>) -> Result<(), ImageError> {
     let name = path.display().to_string();
     let file: File = open_path(path, true)?;
-    lock_file(&file, &name)?;
+    lock_file(&file, path)?;
     let old = qcow2::describe(open_path(path, false)?, &name)?;
     if !old.snapshots.is_empty() {
         return Err(unfit(

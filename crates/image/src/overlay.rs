@@ -64,6 +64,7 @@ pub fn rebase(
 ) -> Result<(), ImageError> {
     describe(path)?;
     let top = DiskOptions {
+        place: Some(path.to_owned()),
         format: Some(ImageFormat::Qcow2),
         ..DiskOptions::new(open_path(path, true)?, path.display().to_string())
     };

@@ -28,11 +28,12 @@ struct RawLayer {
 
 impl RawLayer {
     fn new(file: Arc<HostFile>) -> io::Result<Self> {
-        let size = file
-            .len()?
+        let len = file.len()?;
+        let size = len
             .checked_next_multiple_of(SECTOR_SIZE)
             .ok_or(io::ErrorKind::FileTooLarge)?
             .into();
+        file.expect_len(len);
         Ok(Self { file, size })
     }
 }

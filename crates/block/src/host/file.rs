@@ -21,6 +21,7 @@ mod ioctl {
     nix::ioctl_read!(blkgetsize64, 0x12, 114, u64);
     nix::ioctl_read_bad!(blksszget, libc::BLKSSZGET, libc::c_int);
     nix::ioctl_read_bad!(blkpbszget, 0x127b, libc::c_uint);
+    nix::ioctl_read_bad!(blkroget, 0x125e, libc::c_int);
 }
 
 /// Bytes of zeroes written at a time where the host cannot zero a range itself.
@@ -43,6 +44,8 @@ pub struct HostFile {
     pub(super) rewriting: Mutex<()>,
     /// Where the file must end at the latest.
     limit: AtomicU64,
+    /// How long the file must be if it was not cut; 0 if nobody cares.
+    expected: AtomicU64,
     /// The error by which written data was lost. Held while waiting for the disk.
     lost: Mutex<Option<i32>>,
     /// Where tests have everything noted.
@@ -94,6 +97,7 @@ impl HostFile {
             buffers: Buffers::default(),
             rewriting: Mutex::default(),
             limit: AtomicU64::new(u64::MAX),
+            expected: AtomicU64::new(0),
             lost: Mutex::default(),
             #[cfg(test)]
             recording: None,
@@ -171,6 +175,9 @@ impl HostFile {
             Err(io::Error::other("the block device is smaller"))
         } else {
             self.file.set_len(len)?;
+            if self.expected.load(Ordering::Acquire) > 0 {
+                self.expect_len(len);
+            }
             #[cfg(test)]
             self.note(Event::SetLen(len));
             Ok(())
@@ -189,6 +196,34 @@ impl HostFile {
     pub(super) fn note(&self, event: Event) -> usize {
         let recording = self.recording.as_ref();
         recording.map_or(0, |recording| recording.note(event))
+    }
+
+    /// Notes that the file has `len` bytes, and has reads past its end fail once it has less: then
+    /// somebody has cut it, and zeroes are not what was there.
+    pub fn expect_len(&self, len: u64) {
+        self.expected.fetch_max(len, Ordering::AcqRel);
+    }
+
+    /// Checks that a read may find zeroes from the end of the file on.
+    ///
+    /// # Errors
+    /// The file was cut, or the host does not tell.
+    pub(super) fn check_end(&self) -> io::Result<()> {
+        let expected = self.expected.load(Ordering::Acquire);
+        if expected == 0 {
+            return Ok(());
+        }
+        let len = self.len()?;
+        if len >= expected {
+            return Ok(());
+        }
+        Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            format!(
+                "{:?} was cut to {len} bytes while it is in use; put back what is missing",
+                self.name
+            ),
+        ))
     }
 
     /// Promises that no byte from `len` on will ever be wanted. A write without the page cache that
@@ -376,6 +411,17 @@ impl Device {
             physical_block: physical.max(512),
         })
     }
+}
+
+/// Whether a block device refuses writes. Opening it for them may go well all the same.
+///
+/// # Errors
+/// It is no block device, or the host does not tell.
+pub fn is_read_only_device(file: &File) -> io::Result<bool> {
+    let mut read_only = 0;
+    // SAFETY: the ioctl writes one integer of the type its definition says.
+    unsafe { ioctl::blkroget(file.as_raw_fd(), &raw mut read_only)? };
+    Ok(read_only != 0)
 }
 
 fn device_size(file: &File) -> io::Result<u64> {

@@ -12,6 +12,6 @@ pub mod record;
 mod transfer;
 pub mod uring;
 
-pub use file::{HostFile, check_kind};
+pub use file::{HostFile, check_kind, identity, is_read_only_device};
 pub use flush::Unflushed;
 pub use memory::Window;

@@ -138,6 +138,7 @@ impl HostFile {
             // A direct read that met the end of the file must not be continued at the odd offset
             // it stopped at, so the end is looked for rather than read for.
             if (done as u64) < wanted && (done == 0 || at >= self.len()?) {
+                self.check_end()?;
                 for vec in &mut *rest {
                     // SAFETY: the caller vouches for the memory.
                     unsafe { std::ptr::write_bytes(vec.iov_base.cast::<u8>(), 0, vec.iov_len) };

@@ -3,6 +3,7 @@
 use tar::{EntryType, Header};
 
 use super::*;
+use edgevmm_block::{DiskPaths, Existing, NewFile, open, overlay};
 
 /// A streamOptimized disk with something on it, as exporters write them.
 fn disk(dir: &TempDir, random: &mut Random) -> (PathBuf, PathBuf) {
@@ -61,6 +62,46 @@ fn archives_of_tar() {
         open_member(&ova, Some(&long)).unwrap();
         compare_with(&ova, ImageFormat::Ova, &raw, &mut random);
     }
+}
+
+/// An overlay over one of two disks is not for the other one.
+#[test]
+fn an_overlay_knows_its_member() {
+    let mut random = Random::new();
+    let dir = TempDir::new().unwrap();
+    let (first, _) = disk(&dir, &mut random);
+    std::fs::copy(&first, dir.path().join("vm-disk2.vmdk")).unwrap();
+    let ova = dir.path().join("vm.ova");
+    let here = [
+        "-cf",
+        str(&ova),
+        "-C",
+        str(dir.path()),
+        "vm.ovf",
+        "vm-disk1.vmdk",
+    ];
+    let overlay = dir.path().join("overlay");
+    let base = |member: Option<&str>| DiskPaths {
+        internal_snapshot: member.map(Into::into),
+        ..DiskPaths::new(&ova)
+    };
+    let opened = |member| {
+        let top = DiskPaths::new(&overlay).open(true).unwrap();
+        open(overlay::over(top, base(member).open(false).unwrap())).map_err(|it| it.to_string())
+    };
+    run("tar", &[&here[..], &["vm-disk2.vmdk"]].concat());
+    let new = NewFile::create(&overlay, Existing::Keep).unwrap();
+    overlay::create(new, &base(Some("vm-disk2.vmdk")), None).unwrap();
+    drop(opened(Some("vm-disk2.vmdk")).unwrap());
+    let refused = opened(Some("vm-disk1.vmdk")).err().unwrap();
+    assert!(refused.contains("another of the disks"), "{refused}");
+    drop(opened(Some("vm-disk2.vmdk")).unwrap());
+    // The only one needs no name.
+    run("tar", &here);
+    let new = NewFile::create(&overlay, Existing::Replace).unwrap();
+    overlay::create(new, &base(None), None).unwrap();
+    drop(opened(Some("vm-disk1.vmdk")).unwrap());
+    drop(opened(None).unwrap());
 }
 
 #[test]

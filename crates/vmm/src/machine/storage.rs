@@ -223,6 +223,7 @@ pub fn open_disk(disk: &DiskConfig) -> Result<Arc<dyn BlockBackend>, StorageErro
     let name = overlay.path.display().to_string();
     let file = edgevmm_block::open_path(&overlay.path, written).map_err(&error)?;
     let top = DiskOptions {
+        place: Some(overlay.path.clone()),
         format: Some(ImageFormat::Qcow2),
         ..DiskOptions::new(file, name)
     };

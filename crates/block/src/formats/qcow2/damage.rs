@@ -34,8 +34,12 @@ pub struct ImageFile {
 impl ImageFile {
     /// Takes a file and asks for its length.
     pub fn new(host: Arc<HostFile>) -> io::Result<Self> {
-        let len = AtomicU64::new(host.len()?);
-        Ok(Self { host, len })
+        let len = host.len()?;
+        host.expect_len(len);
+        Ok(Self {
+            host,
+            len: AtomicU64::new(len),
+        })
     }
 
     /// The file.
@@ -55,6 +59,7 @@ impl ImageFile {
         let len = self.host.len()?;
         self.len.store(len, Ordering::Relaxed);
         if offset < len {
+            self.host.expect_len(len);
             return Ok(());
         }
         Err(damage(format!(

@@ -77,14 +77,7 @@ pub fn host(file: &std::fs::File, recording: Option<Recording>) -> Arc<HostFile>
 }
 
 pub fn below(image: &Image) -> Stack {
-    let layer = |file| crate::formats::open_layer(crate::ImageFormat::Raw, file, vec![], None);
-    Stack::new(
-        image
-            .below()
-            .map(|file| layer(file).unwrap().layer)
-            .into_iter()
-            .collect(),
-    )
+    Stack::new(image.below().into_iter().collect())
 }
 
 pub fn open(image: &Image, recorder: Option<&Arc<Recorder>>) -> Result<Qcow2Disk, BlockError> {

@@ -5,17 +5,21 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
+use crate::ImageFormat;
 use crate::formats::Backing;
 use crate::formats::qcow2::create::{Compression, CreateOptions, DataFileName, create_in};
 use crate::host::HostFile;
+use crate::layer::Layer;
 
 /// What an image is like.
 #[derive(Clone, Debug, Default)]
 pub struct Shape {
     pub name: &'static str,
     pub options: CreateOptions,
-    /// Bytes of the raw image below; 0 for none.
+    /// Bytes of the disk below; 0 for none.
     pub below: u64,
+    /// What is below is a VMDK, else it is raw.
+    pub over_vmdk: bool,
     /// It has an internal snapshot of its first half, full of data.
     pub snapshot: bool,
     /// Its data is in another file.
@@ -101,6 +105,10 @@ pub fn shapes(size: u64) -> Vec<Shape> {
         over(old("", 4096), "version 2 over another"),
         extended("subclusters", 16384),
         over(extended("", 16384), "subclusters over another"),
+        Shape {
+            over_vmdk: true,
+            ..over(plain("", 4096), "4k over a VMDK")
+        },
         extended("64k with subclusters", 65536),
         snapshot(plain("", 4096), "snapshot"),
         snapshot(plain("", 512), "512 with a snapshot"),
@@ -119,8 +127,9 @@ pub struct Image {
     pub file: File,
     /// External data.
     pub data: Option<File>,
-    /// The raw image below, every sector of which has its stamp.
+    /// The image below, every sector of which has its stamp.
     pub below: Option<File>,
+    below_format: ImageFormat,
     dir: tempfile::TempDir,
 }
 
@@ -135,6 +144,11 @@ impl Image {
             options.open(dir.path().join(name)).unwrap()
         };
         let mut options = shape.options.clone();
+        let below_format = if shape.over_vmdk {
+            ImageFormat::Vmdk
+        } else {
+            ImageFormat::Raw
+        };
         let below = (shape.below > 0).then(|| {
             let file = open("below");
             let mut bytes = Vec::new();
@@ -142,11 +156,19 @@ impl Image {
                 bytes.extend(stamped(below_stamp(sector)));
             }
             std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 0).unwrap();
+            let raw = dir.path().join("below");
+            let path = dir.path().join(format!("below.{below_format}"));
+            let args = ["convert", "-f", "raw", "-O", below_format.qemu_name()];
+            qemu(
+                "qemu-img",
+                &[&args[..], &[raw.to_str().unwrap()]].concat(),
+                &path,
+            );
             options.backing = Some(Backing {
-                name: dir.path().join("below").to_str().unwrap().into(),
-                format: Some("raw".into()),
+                name: path.to_str().unwrap().into(),
+                format: Some(below_format.qemu_name().into()),
             });
-            file
+            File::open(path).unwrap()
         });
         let data = shape.external.then(|| {
             let file = open("data");
@@ -167,6 +189,7 @@ impl Image {
             file,
             data,
             below,
+            below_format,
             dir,
         }
     }
@@ -176,10 +199,12 @@ impl Image {
         self.dir.path().join(name)
     }
 
-    /// The file below, to be read.
-    pub fn below(&self) -> Option<Arc<HostFile>> {
+    /// The image below, to be read.
+    pub fn below(&self) -> Option<Arc<dyn Layer>> {
         let file = self.below.as_ref()?.try_clone().unwrap();
-        Some(Arc::new(HostFile::new(file, "below", false).unwrap()))
+        let file = Arc::new(HostFile::new(file, "below", false).unwrap());
+        let opened = crate::formats::open_layer(self.below_format, file, vec![], None);
+        Some(opened.unwrap().layer)
     }
 }
 
