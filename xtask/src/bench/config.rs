@@ -69,8 +69,8 @@ pub struct Disks {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cause {
-    /// A part of the rows' keys.
-    pub rows: String,
+    /// Parts that the rows' lines have, all of them.
+    pub rows: Vec<String>,
     /// The cause.
     pub cause: String,
 }

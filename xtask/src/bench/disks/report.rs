@@ -87,8 +87,10 @@ pub fn markdown(
     }
     text.push_str("\n## Behind QEMU\n\n");
     text.push_str(&behind(results, causes));
-    text.push_str("\n## Telling of ended requests\n\n");
-    text.push_str(&notifications(results));
+    if !results.native.is_empty() {
+        text.push_str("\n## Telling of ended requests\n\n");
+        text.push_str(&notifications(results));
+    }
     text
 }
 
@@ -101,7 +103,7 @@ fn circumstances(results: &DiskResults) -> String {
     format!(
         "Measured by `cargo xtask bench disks` on {}, commit {}, {}. What is compared, and how each \
          figure comes about: [benches](../../benches/README.md#disks).\n\n\
-         - Host: {}; load average before, between and after: {}\n\
+         - Host: {}; load average before, between and after the parts: {}\n\
          - File system: {}\n- QEMU on this host: {}\n- Lab: {}\n",
         results.date,
         results.commit,
@@ -277,33 +279,56 @@ fn guest_ratio(results: &DiskResults, index: usize) -> Option<f64> {
 }
 
 fn behind(results: &DiskResults, causes: &[Cause]) -> String {
-    let mut text = String::new();
-    let mut row = |key: String, who: &str, ratio: Option<f64>| {
-        let Some(ratio) = ratio.filter(|ratio| *ratio < 1.0) else {
-            return;
-        };
-        let _ = write!(text, "- {key}, {who}: {ratio:.2} ×.");
-        for cause in causes.iter().filter(|cause| key.contains(&cause.rows)) {
-            let _ = write!(text, " {}", cause.cause);
+    let mut rows = rows_behind(results);
+    if rows.is_empty() {
+        return "In no row.\n".to_owned();
+    }
+    let mut text = String::from(
+        "On a busy host a row may be behind because of what else ran: then its CPU time is not, which \
+         load changes less. A row is told of at the first cause that it has.\n\n",
+    );
+    for cause in causes {
+        let (of_cause, others) = rows
+            .into_iter()
+            .partition::<Vec<_>, _>(|row| cause.rows.iter().all(|part| row.contains(part)));
+        rows = others;
+        if !of_cause.is_empty() {
+            let _ = writeln!(text, "- {} {}.", cause.cause, of_cause.join("; "));
         }
-        text.push('\n');
-    };
+    }
+    for row in rows {
+        let _ = writeln!(text, "- {row}.");
+    }
+    text
+}
+
+/// What is behind QEMU, and by how much.
+fn rows_behind(results: &DiskResults) -> Vec<String> {
+    let mut rows = Vec::new();
     for measured in &results.native {
         for (contestant, who) in [
             (Contestant::Layer, "block layer"),
             (Contestant::Disk, "virtio disk"),
         ] {
-            row(measured.case.key(), who, measured.ratio(contestant));
+            if let Some(ratio) = measured.ratio(contestant).filter(|ratio| *ratio < 1.0) {
+                let cpu = measured
+                    .cpu(contestant)
+                    .zip(measured.cpu(Contestant::Uring));
+                let cpu = times(cpu.map(|(ours, qemu)| ours / qemu));
+                let key = measured.case.key();
+                rows.push(format!("{key}, {who}: {ratio:.2} × (CPU time {cpu})"));
+            }
         }
     }
     for (index, case) in cases::of_guest().iter().enumerate() {
-        let key = format!("in a guest: {}", case.access());
-        row(key, "against the best QEMU", guest_ratio(results, index));
+        if let Some(ratio) = guest_ratio(results, index).filter(|ratio| *ratio < 1.0) {
+            let access = case.access();
+            rows.push(format!(
+                "in a guest: {access}, against the best QEMU: {ratio:.2} ×"
+            ));
+        }
     }
-    if text.is_empty() {
-        text.push_str("In no row.\n");
-    }
-    text
+    rows
 }
 
 fn notifications(results: &DiskResults) -> String {
