@@ -80,7 +80,7 @@ pub struct DiskResults {
 pub struct Measured {
     /// What was done.
     pub case: Case,
-    /// By [`Contestant::key`], one of each round.
+    /// By `Contestant::key`, one of each round.
     pub samples: BTreeMap<String, Vec<Option<Sample>>>,
 }
 
