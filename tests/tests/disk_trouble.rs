@@ -353,7 +353,7 @@ fn a_machine_waits_while_its_images_are_cut() -> Result<()> {
         for (disk, name) in [("vda", "raw"), ("vdb", "qcow2")] {
             let cut = format!("truncate -s 9M {name}");
             host.ok(&Command::script(cut))?;
-            guest.sh(&format!("head -c 8M /dev/{disk} > /dev/null"))?;
+            guest.sh(&format!("head -c 8388608 /dev/{disk} > /dev/null"))?;
             guest.type_in(&format!("sha256sum < /dev/{disk}; echo READ-$((1+1))\n"))?;
             let reason = wait_paused(host)?;
             ensure!(reason.contains("was cut to 9437184 bytes"), "{reason}");
