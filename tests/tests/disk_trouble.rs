@@ -400,3 +400,31 @@ fn disks_that_cannot_be_written_are_refused() -> Result<()> {
         host.ok(&Command::script(script)).map(drop)
     })
 }
+
+/// A guest sees the large sectors that a disk was made with, and finds and writes its partitions.
+#[test]
+fn a_disk_of_large_sectors_keeps_them() -> Result<()> {
+    on_host(|host| {
+        // QEMU makes none; the item "logical sector size" is told by its GUID.
+        host.ok(&Command::script(
+            r"truncate -s 32M raw; printf record | dd of=raw bs=4096 seek=7 conv=notrunc 2>/dev/null; \
+             qemu-img convert -O vhdx raw disk.vhdx; \
+             find() { LC_ALL=C grep -obUaP -m1 $1 disk.vhdx | head -n 1 | cut -d : -f 1; }; \
+             region=$(find metadata); item=$(find '\x1d\xbf\x41\x81\x6f\xa9\x09\x47'); \
+             at=$(od -An -tu4 -j $((item + 16)) -N 4 disk.vhdx | tr -d ' '); \
+             printf '\0\20\0\0' | dd of=disk.vhdx bs=1 seek=$((region + at)) conv=notrunc",
+        ))?;
+        let overlay = host.path("overlay.qcow2");
+        let disk = format!("{},overlay={overlay}", host.path("disk.vhdx"));
+        let mut guest = start(host, &[&disk])?;
+        let size = guest.sh("cat /sys/block/vda/queue/logical_block_size")?;
+        ensure!(size == "4096", "{size}");
+        guest.sh(
+            "[ \"$(dd if=/dev/vda bs=4096 skip=7 count=1 | head -c 6)\" = record ]; \
+             head -c 1048576 /dev/urandom > /data; dd if=/data of=/dev/vda bs=64k seek=9 conv=fsync; \
+             echo 3 > /proc/sys/vm/drop_caches; \
+             dd if=/dev/vda bs=64k skip=9 count=16 | cmp - /data",
+        )?;
+        kill(host)
+    })
+}

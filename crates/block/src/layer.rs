@@ -43,6 +43,12 @@ pub trait Layer: Send + Sync + Debug {
     /// Size of the disk in bytes. Ranges given to the other methods lie within.
     fn size(&self) -> u64;
 
+    /// Bytes of the sectors that the disk was made with: 512 or 4096. Partition tables count in
+    /// them. Ranges need not be multiples of it.
+    fn logical_block(&self) -> u32 {
+        512
+    }
+
     /// Tells where the bytes from `offset` are, for up to `len` bytes (at least 1).
     ///
     /// What it says holds as long as the caller has a [`pin`](Self::pin) taken before.

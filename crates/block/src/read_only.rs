@@ -37,7 +37,7 @@ impl BlockBackend for ReadOnlyDisk {
 
     fn limits(&self) -> Limits {
         Limits {
-            logical_block: 512,
+            logical_block: self.stack.logical_block(),
             physical_block: 4096,
             discard_granularity: 0,
         }

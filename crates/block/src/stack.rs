@@ -46,6 +46,12 @@ impl Stack {
         self.layers.first().map_or(0, |layer| layer.size())
     }
 
+    /// The largest of all layers' [`Layer::logical_block`]: an overlay takes over that of its base.
+    pub fn logical_block(&self) -> u32 {
+        let all = self.layers.iter().map(|layer| layer.logical_block());
+        all.max().unwrap_or(512)
+    }
+
     /// As [`Layer::pin`]; only the topmost image ever changes.
     pub fn pin(&self) -> Pin {
         self.layers

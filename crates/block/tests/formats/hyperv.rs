@@ -1,5 +1,7 @@
 //! What is special about VHD and VHDX: sizes told in two ways, and checksums.
 
+use edgevmm_block::{DiskPaths, Existing, NewFile, open, overlay};
+
 use super::*;
 
 /// Changes a structure of a VHD and its checksum.
@@ -258,4 +260,47 @@ fn hostile_vhdx() {
         let disk = try_open(&changed_vhdx(&dir, &changes), None).unwrap();
         assert!(disk.read(0, 9 << 20).unwrap() == vec![0; 9 << 20]);
     }
+}
+
+/// A VHDX of 4 KiB sectors, whose guest counts its partitions in those, and an overlay over it.
+#[test]
+fn large_sectors() {
+    const SECTOR_SIZE_ITEM: [u8; 16] = [
+        0x1d, 0xbf, 0x41, 0x81, 0x6f, 0xa9, 0x09, 0x47, 0xba, 0x47, 0xf2, 0x33, 0xa8, 0xfa, 0xab,
+        0x5f,
+    ];
+    let dir = TempDir::new().unwrap();
+    let mut random = Random::new();
+    let raw = content(&dir, 5 << 20, &mut random);
+    let path = dir.path().join("image.vhdx");
+    run(
+        "qemu-img",
+        &["convert", "-O", "vhdx", str(&raw), str(&path)],
+    );
+    let mut bytes = std::fs::read(&path).unwrap();
+    let find = |wanted: &[u8]| {
+        bytes
+            .windows(wanted.len())
+            .position(|it| it == wanted)
+            .unwrap()
+    };
+    let (region, item) = (find(b"metadata"), find(&SECTOR_SIZE_ITEM));
+    let at = u32::from_le_bytes(*bytes[item + 16..].first_chunk().unwrap()) as usize;
+    assert_eq!(bytes[region + at..][..4], 512_u32.to_le_bytes());
+    assert_eq!(try_open(&path, None).unwrap().0.limits().logical_block, 512);
+    bytes[region + at..][..4].copy_from_slice(&4096_u32.to_le_bytes());
+    std::fs::write(&path, &bytes).unwrap();
+    compare_with(&path, ImageFormat::Vhdx, &raw, &mut random);
+    assert_eq!(
+        try_open(&path, None).unwrap().0.limits().logical_block,
+        4096
+    );
+    let overlay = dir.path().join("overlay");
+    let new = NewFile::create(&overlay, Existing::Keep).unwrap();
+    let base = DiskPaths::new(&path);
+    overlay::create(new, &base, None).unwrap();
+    let top = DiskPaths::new(&overlay).open(true).unwrap();
+    let disk = open(overlay::over(top, base.open(false).unwrap())).unwrap();
+    let limits = disk.limits();
+    assert_eq!((limits.logical_block, limits.physical_block), (4096, 4096));
 }

@@ -111,12 +111,13 @@ impl BlockBackend for Qcow2Disk {
         let layout = self.image.layout;
         let frees = layout.version > 2 || self.below.size() == 0;
         let unit = u32::try_from(layout.subcluster_size()).unwrap_or(0);
+        let logical_block = self.below.logical_block();
         Limits {
-            logical_block: 512,
+            logical_block,
             physical_block: u32::try_from(layout.cluster_size())
                 .unwrap_or(4096)
-                .min(4096),
-            discard_granularity: if frees { unit } else { 0 },
+                .clamp(logical_block, 4096),
+            discard_granularity: if frees { unit.max(logical_block) } else { 0 },
         }
     }
 

@@ -43,6 +43,7 @@ pub struct VhdxDisk {
     patches: Patches,
     bat_at: u64,
     size: u64,
+    sector_len: u64,
     block_len: u64,
     /// After so many entries of blocks the table has one that is of no use here.
     chunk: u64,
@@ -69,13 +70,6 @@ impl VhdxDisk {
             block_len,
             sector_len,
         } = metadata;
-        if sector_len != crate::SECTOR_SIZE {
-            tracing::warn!(
-                disk = range.name(),
-                "Disk was made with sectors of {sector_len} bytes, but is shown with 512; its \
-                 guest may not find its partitions"
-            );
-        }
         // A bitmap block has one bit for each sector, and is of 1 MiB.
         let chunk = (sector_len << 23) / block_len;
         let blocks = size.div_ceil(block_len);
@@ -88,6 +82,7 @@ impl VhdxDisk {
             patches,
             bat_at: regions.bat.at,
             size,
+            sector_len,
             block_len,
             chunk,
         })
@@ -115,6 +110,10 @@ impl VhdxDisk {
 impl Layer for VhdxDisk {
     fn size(&self) -> u64 {
         self.size
+    }
+
+    fn logical_block(&self) -> u32 {
+        u32::try_from(self.sector_len).unwrap_or(512)
     }
 
     fn map(&self, offset: u64, len: u64) -> io::Result<Mapping<'_>> {
