@@ -54,11 +54,17 @@ impl Checker<'_> {
         let mut changed = false;
         for at in 0..usize::try_from(layout.table_entries()).unwrap_or(0) {
             let words = words(layout, table, at);
-            let [word, _] = words;
+            let [word, subclusters] = words;
             let own = if word & COMPRESSED != 0 {
                 // Told of when the references were counted.
-                if word & COPIED == 0 {
+                if word & COPIED == 0 && subclusters == 0 {
                     continue;
+                }
+                let start = at * layout.entry_len() + 8;
+                if layout.extended
+                    && let Some(bitmap) = table.get_mut(start..start + 8)
+                {
+                    bitmap.fill(0);
                 }
                 false
             } else {

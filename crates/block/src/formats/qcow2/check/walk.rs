@@ -209,6 +209,12 @@ impl Checker<'_> {
                     self.note_data(active, offset, &mut expected);
                 }
                 Place::Packed(packed) => {
+                    if words[1] != 0 {
+                        self.corrupt(format!(
+                            "Entry {at} of the L2 table at offset {offset} tells of subclusters of \
+                             compressed data"
+                        ));
+                    }
                     if words[0] & COPIED != 0 {
                         self.corrupt(format!(
                             "Entry {at} of the L2 table at offset {offset} calls compressed data \
