@@ -26,6 +26,7 @@ pub(crate) fn edgevmm() -> Result<PathBuf> {
     }
     let output = cargo()
         .args(["build", "--release", "--quiet", "--package", "edgevmm"])
+        .args(["--package", "edgevmm-fast", "--bin", "edgevmm-fast"])
         .args([
             "--bin",
             "edgevmm",
@@ -42,4 +43,9 @@ pub(crate) fn edgevmm() -> Result<PathBuf> {
         .filter(|message| message["target"]["name"] == "edgevmm")
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
         .context("cargo does not say where it put edgevmm")
+}
+
+/// The boot firmware beside `edgevmm`, where that finds it, too.
+pub(crate) fn firmware(edgevmm: &Path) -> PathBuf {
+    edgevmm.with_file_name("edgevmm-fast")
 }

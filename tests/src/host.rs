@@ -94,6 +94,10 @@ impl Host {
         let lab = Lab::start_with(&options)?;
         let edgevmm = format!("{LAB_DIR}/edgevmm");
         lab.put(&binary, &edgevmm)?;
+        let firmware = binary::firmware(&binary);
+        if firmware.exists() {
+            lab.put(&firmware, &format!("{LAB_DIR}/edgevmm-fast"))?;
+        }
         let host = Self {
             place: Place::Lab(lab, slot),
             dir: LAB_DIR.to_owned(),

@@ -75,6 +75,8 @@ pub enum MachineRequest {
     Reset,
     /// Power off (ACPI S5).
     PowerOff,
+    /// Hear what the boot firmware has decided (its control port).
+    BootDecided,
 }
 
 /// Takes requests that concern the machine as a whole. Never blocks.

@@ -66,8 +66,7 @@ pub fn failure(error: VmmError) -> Failure {
     match &error {
         VmmError::Build(
             BuildError::Boot(
-                BootError::NotBuiltIn(_)
-                | BootError::UnknownKernel(_)
+                BootError::UnknownKernel(_)
                 | BootError::KernelTooLong(_)
                 | BootError::NoRoom(_)
                 | BootError::CommandLine { .. }

@@ -56,6 +56,8 @@ pub const CMOS_PORT: u16 = 0x70;
 pub const RTC_IRQ: u32 = 8;
 /// fw_cfg selector port; data at +1, DMA address at +4.
 pub const FW_CFG_PORT: u16 = 0x510;
+/// Control port of the project's own boot firmware: text; what it is about at +1.
+pub const BOOT_PORT: u16 = 0x5e0;
 /// SeaBIOS' debug port.
 pub const DEBUG_PORT: u16 = 0x402;
 /// PCI configuration address port; data at +4.

@@ -21,7 +21,7 @@ pub fn workspace() -> PathBuf {
     manifest.parent().map(PathBuf::from).unwrap_or(manifest)
 }
 
-/// Builds `edgevmm` for release and returns its path.
+/// Builds `edgevmm` and its boot firmware beside it for release, and returns the path of the first.
 ///
 /// # Errors
 /// It does not build.
@@ -29,6 +29,7 @@ pub fn release_binary() -> Result<PathBuf> {
     step("Building edgevmm", || {
         let mut build = cargo();
         build.args(["build", "--package", "edgevmm", "--bin", "edgevmm"]);
+        build.args(["--package", "edgevmm-fast", "--bin", "edgevmm-fast"]);
         release(&mut build, "edgevmm", &[])
     })
 }

@@ -1,6 +1,7 @@
 //! The devices of a legacy PC.
 
 pub mod acpi_pm;
+pub mod boot_port;
 pub mod clock;
 pub mod cmos;
 pub mod debug_port;

@@ -3,6 +3,7 @@
 //! Loading is repeated at every reset of the machine, as power-on would.
 
 pub mod cloudhv;
+pub mod fast;
 pub mod firmware;
 pub mod kernel;
 pub mod partitions;
@@ -13,7 +14,6 @@ mod source;
 use std::io;
 use std::path::PathBuf;
 
-use edgevmm_config::FirmwareChoice;
 use edgevmm_devices::GuestMemory;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -34,9 +34,13 @@ pub enum BootError {
         #[source]
         source: io::Error,
     },
-    /// Firmware that this build is without.
-    #[error("This build is without the firmware `{0}`: choose --firmware bios")]
-    NotBuiltIn(FirmwareChoice),
+    /// The project's own firmware is not installed.
+    #[error(
+        "There is no fast firmware to boot the disk with: {} is missing; `cargo build --release \
+         --workspace` builds it beside edgevmm; or choose another by --firmware",
+        .0.display()
+    )]
+    NoFast(PathBuf),
     /// The kernel is of no known kind.
     #[error(
         "{} is no kernel that can be started: it must be an x86-64 bzImage (vmlinuz) or an ELF \

@@ -7,6 +7,7 @@ use edgevmm_devices::pci::BridgeModel;
 
 use super::BootError;
 use super::cloudhv::CloudHv;
+use super::fast::Fast;
 use super::firmware::Firmware;
 use super::kernel::Kernel;
 use crate::kvm::regs::Entry;
@@ -19,6 +20,8 @@ pub enum Boot {
     Bios(Firmware),
     /// UEFI by PVH finds a disk to boot.
     CloudHv(CloudHv),
+    /// The project's own firmware finds a disk's Linux, or declines.
+    Fast(Fast),
     /// A kernel, straight.
     Kernel(Kernel),
 }
@@ -29,6 +32,7 @@ impl Boot {
         match self {
             Boot::Bios(_) => "bios",
             Boot::CloudHv(_) => "uefi",
+            Boot::Fast(_) => "fast",
             Boot::Kernel(_) => "none",
         }
     }
@@ -36,7 +40,7 @@ impl Boot {
     /// The host bridge that it looks for.
     pub fn bridge(&self) -> BridgeModel {
         match self {
-            Boot::Bios(_) | Boot::Kernel(_) => BridgeModel::Q35,
+            Boot::Bios(_) | Boot::Fast(_) | Boot::Kernel(_) => BridgeModel::Q35,
             Boot::CloudHv(_) => BridgeModel::CloudHypervisor,
         }
     }
@@ -46,7 +50,7 @@ impl Boot {
     pub fn config_ports(&self) -> bool {
         match self {
             Boot::Bios(_) | Boot::CloudHv(_) => true,
-            Boot::Kernel(_) => false,
+            Boot::Fast(_) | Boot::Kernel(_) => false,
         }
     }
 
@@ -54,23 +58,28 @@ impl Boot {
     pub fn fw_cfg(&self) -> bool {
         match self {
             Boot::Bios(_) => true,
-            Boot::CloudHv(_) | Boot::Kernel(_) => false,
+            Boot::CloudHv(_) | Boot::Fast(_) | Boot::Kernel(_) => false,
         }
     }
 
     /// Whether it gives PCI functions their addresses; else they have them from the start.
     pub fn places_bars(&self) -> bool {
         match self {
-            Boot::Bios(_) | Boot::CloudHv(_) => true,
+            Boot::Bios(_) | Boot::CloudHv(_) | Boot::Fast(_) => true,
             Boot::Kernel(_) => false,
         }
+    }
+
+    /// Whether it says at a port what it decides.
+    pub fn reports(&self) -> bool {
+        matches!(self, Boot::Fast(_))
     }
 
     /// The ROM that it runs from, and its guest-physical address.
     pub fn rom(&self) -> Option<(u64, Arc<MmapRegion>)> {
         match self {
             Boot::Bios(firmware) => Some(firmware.rom()),
-            Boot::CloudHv(_) | Boot::Kernel(_) => None,
+            Boot::CloudHv(_) | Boot::Fast(_) | Boot::Kernel(_) => None,
         }
     }
 
@@ -78,59 +87,70 @@ impl Boot {
         match self {
             Boot::Bios(firmware) => firmware.load(memory),
             Boot::CloudHv(firmware) => firmware.load(memory),
+            Boot::Fast(firmware) => firmware.load(memory),
             Boot::Kernel(kernel) => kernel.load(memory),
         }
     }
 }
 
 /// The ways to start the guest, in the order in which they are tried. The order is settled when
-/// the machine is built; one that gives up is not tried again.
+/// the machine is built.
 #[derive(Debug)]
 pub struct BootPlan {
-    current: Boot,
-    /// Those that are left, the next one last.
-    later: Vec<Boot>,
-    /// How many were given up.
-    given_up: u32,
+    first: Boot,
+    others: Vec<Boot>,
+    /// How many were given up since the machine was reset.
+    given_up: usize,
 }
 
 impl BootPlan {
     /// Starts with `first`; when that gives up, with those of `others` in turn.
     pub fn new(first: Boot, others: Vec<Boot>) -> Self {
-        let mut later = others;
-        later.reverse();
         Self {
-            current: first,
-            later,
+            first,
+            others,
             given_up: 0,
         }
     }
 
     /// What starts the guest at the next reset.
     pub fn current(&self) -> &Boot {
-        &self.current
+        let later = self.given_up.checked_sub(1);
+        let later = later.and_then(|index| self.others.get(index));
+        later.unwrap_or(&self.first)
     }
 
-    /// All that may still start the guest.
+    /// All that may start the guest.
     pub fn all(&self) -> impl Iterator<Item = &Boot> {
-        std::iter::once(&self.current).chain(self.later.iter().rev())
+        std::iter::once(&self.first).chain(&self.others)
+    }
+
+    /// Has firmware that needs to know boot from the disks in these PCI slots.
+    pub fn set_boot_slots(&mut self, slots: &[u8]) {
+        for boot in std::iter::once(&mut self.first).chain(&mut self.others) {
+            if let Boot::Fast(fast) = boot {
+                fast.set_boot_slots(slots);
+            }
+        }
     }
 
     /// How many ways were given up: with the config it tells [`BootPlan::current`].
     pub fn given_up(&self) -> u32 {
-        self.given_up
+        u32::try_from(self.given_up).unwrap_or(u32::MAX)
     }
 
     /// Gives up the current way for the next one. Says whether there is one.
     pub fn fall_back(&mut self) -> bool {
-        match self.later.pop() {
-            Some(next) => {
-                self.current = next;
-                self.given_up += 1;
-                true
-            }
-            None => false,
+        let more = self.given_up < self.others.len();
+        if more {
+            self.given_up += 1;
         }
+        more
+    }
+
+    /// Begins with the first way again: what it stumbled over may be gone.
+    pub fn start_over(&mut self) {
+        self.given_up = 0;
     }
 
     /// Writes to guest memory what a start at power-on needs.
@@ -138,6 +158,10 @@ impl BootPlan {
     /// # Errors
     /// Fails when it does not fit or can't be read.
     pub fn load(&mut self, memory: &GuestMemory) -> Result<Entry, BootError> {
-        self.current.load(memory)
+        let later = self.given_up.checked_sub(1);
+        match later.and_then(|index| self.others.get_mut(index)) {
+            Some(later) => later.load(memory),
+            None => self.first.load(memory),
+        }
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use edgevmm_api::{ExitReason, ExitRecord};
 use edgevmm_devices::bus::lock;
+use edgevmm_devices::legacy::boot_port::BootPhase;
 use edgevmm_devices::platform::MachineRequest;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -194,6 +195,14 @@ impl Life {
             Event::Guest(_, MachineRequest::PowerOff) | Event::Vcpu(_, Outcome::PowerOff) => {
                 Next::End(ExitRecord::now(ExitReason::PowerOff, ""))
             }
+            Event::Guest(_, MachineRequest::BootDecided) => self.boot_decided().await,
+            // Nobody else runs until the firmware has decided.
+            Event::Guest(_, MachineRequest::Reset)
+            | Event::Vcpu(_, Outcome::Reset | Outcome::Crash(_))
+                if self.boot_report().0 == BootPhase::Looking =>
+            {
+                self.fall_back("it crashed".to_owned()).await
+            }
             Event::Guest(_, MachineRequest::Reset) | Event::Vcpu(_, Outcome::Reset) => {
                 self.reset(None).await
             }
@@ -315,6 +324,47 @@ impl Life {
             let _ = reply.send(result);
         }
         next
+    }
+
+    /// What the boot firmware is at, and what it wrote.
+    fn boot_report(&self) -> (BootPhase, String) {
+        lock(&self.machine).boot_report()
+    }
+
+    /// The boot firmware has started a kernel, or leaves that to another one.
+    async fn boot_decided(&mut self) -> Next {
+        match self.boot_report() {
+            (BootPhase::Declined, reason) => self.fall_back(reason).await,
+            (BootPhase::Booted, kernel) => {
+                tracing::info!("The fast firmware has started {kernel}");
+                Next::Go
+            }
+            (BootPhase::Looking | BootPhase::Closed, _) => Next::Go,
+        }
+    }
+
+    /// Has the next firmware start the guest, for this `reason`.
+    async fn fall_back(&mut self, reason: String) -> Next {
+        let epoch = Arc::clone(&self.epoch);
+        let done = self.work(move |machine| {
+            machine.pause();
+            epoch.fetch_add(1, Ordering::AcqRel);
+            machine.fall_back()
+        });
+        match done.await {
+            Ok(Ok(next)) => {
+                tracing::warn!("The fast firmware leaves the disk to `{next}`: {reason}");
+                if self.phase() != Phase::Paused {
+                    lock(&self.machine).resume();
+                }
+                Next::Go
+            }
+            Ok(Err(error)) => {
+                let message = format!("{error}: {reason}");
+                Next::End(ExitRecord::now(ExitReason::VmmError, message))
+            }
+            Err(given_up) => given_up.into(),
+        }
     }
 
     fn begin_again(&self) {

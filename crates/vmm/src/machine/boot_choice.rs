@@ -9,10 +9,11 @@ use super::disks::OpenDisk;
 use super::firmware_data::{self, Description};
 use super::storage::StorageError;
 use crate::boot::cloudhv::CloudHv;
+use crate::boot::fast::Fast;
 use crate::boot::firmware::Firmware;
 use crate::boot::kernel::Kernel;
 use crate::boot::partitions::{BootStyle, boot_style};
-use crate::boot::{Boot, BootError, BootPlan};
+use crate::boot::{Boot, BootPlan};
 
 /// What starts the guest, open but not loaded, and what the user is told of the choice.
 pub(super) fn open(
@@ -32,17 +33,30 @@ pub(super) fn open(
         FirmwareChoice::Auto if boot.bios.is_none() => choose(disks)?,
         firmware => (firmware, None),
     };
-    let first = match firmware {
-        FirmwareChoice::Fast => Err(BootError::NotBuiltIn(boot.firmware))?,
-        FirmwareChoice::Uefi => {
-            let tables = firmware_data::placed(description, true)?;
-            Boot::CloudHv(CloudHv::open(boot.uefi.as_deref(), tables)?)
-        }
-        FirmwareChoice::Auto | FirmwareChoice::Bios | FirmwareChoice::None => {
-            Boot::Bios(Firmware::open(boot.bios.as_deref())?)
-        }
-    };
+    if firmware == FirmwareChoice::Fast {
+        let fast = Boot::Fast(Fast::open(firmware_data::placed(description, false)?)?);
+        let (next, _) = choose(disks)?;
+        // It may do alone: what it leaves to others fails when it comes to that.
+        let next = open_firmware(next, config, description);
+        let next = next.inspect_err(|error| tracing::debug!(%error, "No other firmware"));
+        return Ok((BootPlan::new(fast, next.into_iter().collect()), note));
+    }
+    let first = open_firmware(firmware, config, description)?;
     Ok((BootPlan::new(first, Vec::new()), note))
+}
+
+/// Firmware that starts a boot loader.
+fn open_firmware(
+    firmware: FirmwareChoice,
+    config: &VmConfig,
+    description: &Description,
+) -> Result<Boot, BuildError> {
+    let boot = &config.boot;
+    if firmware == FirmwareChoice::Uefi {
+        let tables = firmware_data::placed(description, true)?;
+        return Ok(Boot::CloudHv(CloudHv::open(boot.uefi.as_deref(), tables)?));
+    }
+    Ok(Boot::Bios(Firmware::open(boot.bios.as_deref())?))
 }
 
 /// What the first disk to boot from was made for.

@@ -235,6 +235,7 @@ impl Machine {
             functions: Vec::new(),
         };
         let (disks, boot_slots) = add_disks(&mut pci, disks)?;
+        boot.set_boot_slots(&boot_slots);
         for nic in nics {
             pci.add(nic.into_device(Arc::clone(&platform.device_loop)))?;
         }
@@ -261,6 +262,7 @@ impl Machine {
             serial: console.serial,
             fw_cfg: fw_cfg.transpose()?,
             debug: open_debug(config)?,
+            boot_port: boot.all().any(Boot::reports),
         });
         let legacy = legacy.map_err(host("the real-time clock's timer"))?;
         legacy
@@ -271,6 +273,7 @@ impl Machine {
         attach_pci(&pci, &platform, &mut buses)?;
 
         pci.set_face(boot.current().bridge(), boot.current().config_ports());
+        legacy.reset(boot.current().reports());
         let entry = boot.load(&memory)?;
         let chips = vm.chips()?;
         let surroundings = Surroundings {

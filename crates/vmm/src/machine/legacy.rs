@@ -9,6 +9,7 @@ use edgevmm_devices::GuestMemory;
 use edgevmm_devices::bus::{BusError, Shared, lock, shared};
 use edgevmm_devices::console::{ConsoleInput, ConsoleSink};
 use edgevmm_devices::legacy::acpi_pm::{self, AcpiPm, AcpiPmConfig, AcpiPmState};
+use edgevmm_devices::legacy::boot_port::{self, BootPhase, BootPort, BootPortState};
 use edgevmm_devices::legacy::clock::{MonotonicClock, WallClock};
 use edgevmm_devices::legacy::cmos::{self, Cmos, CmosConfig, CmosMachine, CmosState};
 use edgevmm_devices::legacy::debug_port::{DebugPort, LineSink};
@@ -21,8 +22,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::kvm::vcpu::Buses;
 use crate::layout::{
-    ACPI_PM_PORT, CMOS_PORT, COM1_PORT, CONTROL_PORT_A, DEBUG_PORT, FW_CFG_PORT, I8042_PORT,
-    LOW_RAM_END,
+    ACPI_PM_PORT, BOOT_PORT, CMOS_PORT, COM1_PORT, CONTROL_PORT_A, DEBUG_PORT, FW_CFG_PORT,
+    I8042_PORT, LOW_RAM_END,
 };
 
 /// What the legacy devices are connected to.
@@ -39,6 +40,8 @@ pub(super) struct LegacyConfig<'a> {
     /// Items for firmware; none when a kernel starts straight.
     pub fw_cfg: Option<FwCfgItems>,
     pub debug: Option<Arc<dyn LineSink>>,
+    /// Whether there is a port for the project's own boot firmware.
+    pub boot_port: bool,
 }
 
 /// The legacy devices of a machine.
@@ -51,6 +54,7 @@ pub(super) struct LegacyDevices {
     acpi_pm: Shared<AcpiPm>,
     fw_cfg: Option<Shared<FwCfg>>,
     debug: Option<Shared<DebugPort>>,
+    boot_port: Option<Shared<BootPort>>,
 }
 
 /// State of [`LegacyDevices`]. The debug port has none that a guest would miss.
@@ -62,6 +66,7 @@ pub(super) struct LegacyState {
     control_a: ControlPortAState,
     acpi_pm: AcpiPmState,
     fw_cfg: Option<FwCfgState>,
+    boot_port: Option<BootPortState>,
 }
 
 impl LegacyDevices {
@@ -96,6 +101,7 @@ impl LegacyDevices {
                 .fw_cfg
                 .map(|items| shared(FwCfg::new(config.memory, items))),
             debug: config.debug.map(|sink| shared(DebugPort::new(sink))),
+            boot_port: (config.boot_port).then(|| shared(BootPort::new(Arc::clone(control)))),
         })
     }
 
@@ -114,6 +120,9 @@ impl LegacyDevices {
         }
         if let Some(debug) = &self.debug {
             ports.insert(at(DEBUG_PORT), 1, debug.clone())?;
+        }
+        if let Some(port) = &self.boot_port {
+            ports.insert(at(BOOT_PORT), boot_port::PORT_RANGE, port.clone())?;
         }
         Ok(())
     }
@@ -141,12 +150,15 @@ impl LegacyDevices {
             control_a: lock(&self.control_a).state(),
             acpi_pm: lock(&self.acpi_pm).state(),
             fw_cfg: self.fw_cfg.as_ref().map(|device| lock(device).state()),
+            boot_port: self.boot_port.as_ref().map(|port| lock(port).state()),
         }
     }
 
     pub fn restore(&self, state: &LegacyState) -> Result<(), StateError> {
         let (saved, own) = (state.fw_cfg.is_some(), self.fw_cfg.is_some());
         same("number of fw_cfg devices", u64::from(saved), u64::from(own))?;
+        let (saved, own) = (state.boot_port.is_some(), self.boot_port.is_some());
+        same("number of boot ports", u64::from(saved), u64::from(own))?;
         lock(&self.serial).restore(&state.serial)?;
         lock(&self.cmos).restore(&state.cmos)?;
         lock(&self.i8042).restore(&state.i8042)?;
@@ -155,10 +167,25 @@ impl LegacyDevices {
         if let (Some(device), Some(state)) = (&self.fw_cfg, &state.fw_cfg) {
             lock(device).restore(state);
         }
+        if let (Some(port), Some(state)) = (&self.boot_port, &state.boot_port) {
+            lock(port).restore(state)?;
+        }
         Ok(())
     }
 
-    pub fn reset(&self) {
+    /// What the project's own boot firmware is at, and what it wrote.
+    pub fn boot_report(&self) -> (BootPhase, String) {
+        match &self.boot_port {
+            Some(port) => {
+                let port = lock(port);
+                (port.phase(), port.text().to_owned())
+            }
+            None => (BootPhase::Closed, String::new()),
+        }
+    }
+
+    /// Returns all to the state after power-on; the boot firmware's port is open if `boot_port`.
+    pub fn reset(&self, boot_port: bool) {
         lock(&self.serial).reset();
         lock(&self.cmos).reset();
         lock(&self.i8042).reset();
@@ -169,6 +196,9 @@ impl LegacyDevices {
         }
         if let Some(debug) = &self.debug {
             lock(debug).reset();
+        }
+        if let Some(port) = &self.boot_port {
+            lock(port).reset(boot_port);
         }
     }
 }

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use edgevmm_devices::GuestMemory;
 use edgevmm_devices::bus::{Shared, lock};
 use edgevmm_devices::disk::BlockHandle;
+use edgevmm_devices::legacy::boot_port::BootPhase;
 use edgevmm_devices::pci::PciHost;
 use edgevmm_devices::virtio::balloon::BalloonHandle;
 use edgevmm_devices::virtio::console::Resizer;
@@ -50,6 +51,9 @@ pub enum ResetError {
     /// What starts the guest can't be loaded again.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// Firmware gave up and was the last.
+    #[error("The firmware `{0}` can't boot this disk, and no other is installed")]
+    NoOther(&'static str),
 }
 
 /// A virtual machine, built and ready to run.
@@ -142,20 +146,37 @@ impl Machine {
     /// # Errors
     /// Fails when KVM refuses or the kernel file can't be read again.
     pub fn reset(&mut self) -> Result<(), ResetError> {
+        self.boot.start_over();
+        self.start()
+    }
+
+    /// Gives up what was to start the guest for what comes next, as after a reset. The vCPUs must
+    /// be paused, and stay so. Gives the name of what starts the guest now.
+    ///
+    /// # Errors
+    /// Fails when nothing comes next, and as [`Machine::reset`] does.
+    pub fn fall_back(&mut self) -> Result<&'static str, ResetError> {
+        if !self.boot.fall_back() {
+            return Err(ResetError::NoOther(self.boot.current().name()));
+        }
+        self.start()?;
+        Ok(self.boot.current().name())
+    }
+
+    fn start(&mut self) -> Result<(), ResetError> {
         let boot = self.boot.current();
         self.pci.set_face(boot.bridge(), boot.config_ports());
         self.pci.reset_all();
-        self.legacy.reset();
+        self.legacy.reset(boot.reports());
         self.vm.restore_chips(&self.chips)?;
         let entry = self.boot.load(&self.memory)?;
         self.vcpus.reset(entry)?;
         Ok(())
     }
 
-    /// Gives up what was to start the guest for what comes next; the next reset starts that. Says
-    /// whether there is such.
-    pub fn fall_back(&mut self) -> bool {
-        self.boot.fall_back()
+    /// What the project's own boot firmware is at, and what it wrote.
+    pub fn boot_report(&self) -> (BootPhase, String) {
+        self.legacy.boot_report()
     }
 
     /// Stops everything and makes what the guest wrote durable. Takes as long as storage does.

@@ -56,13 +56,14 @@ impl Machine {
     pub fn restore(&mut self, state: &MachineState) -> Result<(), KvmError> {
         let what = "number of PCI functions";
         same(what, state.functions.len(), self.functions.len())?;
+        self.boot.start_over();
         while self.boot.given_up() < state.given_up && self.boot.fall_back() {}
         let what = "number of firmwares given up";
         same(what, state.given_up, self.boot.given_up())?;
         let boot = self.boot.current();
         self.pci.set_face(boot.bridge(), boot.config_ports());
         self.pci.reset_all();
-        self.legacy.reset();
+        self.legacy.reset(false);
         // Devices last: a line that they raise anew must not be overwritten in the controllers,
         // where one that is up already changes nothing.
         self.vm.restore_chips(&state.chips)?;
