@@ -9,6 +9,7 @@ mod cpu;
 mod disk;
 mod file;
 mod flag;
+mod incident;
 mod keys;
 mod mac;
 mod name;
@@ -27,6 +28,7 @@ pub use cpu::{CpuConfig, MemoryConfig};
 pub use disk::{DiskAio, DiskConfig, DiskErrorPolicy, DiskFormat, ImageConfig};
 pub use file::{ConfigFileError, ConfigTextError, MAX_FILE_SIZE};
 pub use flag::{FlagError, escape_value};
+pub use incident::{PanicAction, WatchdogAction, WatchdogConfig};
 pub use mac::{MacAddr, MacAddrError};
 pub use name::{MAX_NAME_LEN, NameError, check_name, name_from};
 pub use net::{
@@ -63,6 +65,11 @@ pub struct VmConfig {
     /// File or `-` (standard error) for the firmware's debug port; none when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub debugcon: Option<PathBuf>,
+    /// What to do when the guest's kernel panics, if it tells.
+    pub on_panic: PanicAction,
+    /// Watchdog; none when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watchdog: Option<WatchdogConfig>,
     /// Seconds between the power button and the kill when a stop is asked for.
     pub stop_timeout: u32,
 }
@@ -82,6 +89,8 @@ impl Default for VmConfig {
             console: ConsoleConfig::default(),
             identity: IdentityConfig::default(),
             debugcon: None,
+            on_panic: PanicAction::default(),
+            watchdog: None,
             stop_timeout: 60,
         }
     }

@@ -77,6 +77,10 @@ pub enum MachineRequest {
     PowerOff,
     /// Hear what the boot firmware has decided (its control port).
     BootDecided,
+    /// Do what is to be done when the guest's kernel has panicked.
+    Panicked,
+    /// Do what is to be done when the guest has let its watchdog run out.
+    WatchdogExpired,
 }
 
 /// Takes requests that concern the machine as a whole. Never blocks.

@@ -54,6 +54,8 @@ pub const CONTROL_PORT_A: u16 = 0x92;
 pub const CMOS_PORT: u16 = 0x70;
 /// Interrupt line of the real-time clock.
 pub const RTC_IRQ: u32 = 8;
+/// The port of panics.
+pub const PVPANIC_PORT: u16 = 0x505;
 /// fw_cfg selector port; data at +1, DMA address at +4.
 pub const FW_CFG_PORT: u16 = 0x510;
 /// Control port of the project's own boot firmware: text; what it is about at +1.

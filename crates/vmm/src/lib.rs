@@ -25,7 +25,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use console::ConsoleHub;
-use lifecycle::{Handle, Life, Mailbox};
+use lifecycle::{Handle, Life, Mailbox, Terms};
 use machine::Machine;
 use service::{Facts, Service, Socket, Ways};
 
@@ -111,8 +111,7 @@ async fn live(
     claim.write_config(&config_json)?;
     let socket = Socket::bind(&claim.dir().socket())?;
 
-    let stop_timeout = Duration::from_secs(u64::from(config.stop_timeout));
-    let (life, handle) = Life::new(machine, mailbox, stop_timeout);
+    let (life, handle) = Life::new(machine, mailbox, Terms::from(config));
     let facts = Facts {
         name: claim.dir().name().to_owned(),
         config_json,

@@ -7,4 +7,5 @@ pub mod cmos;
 pub mod debug_port;
 pub mod fw_cfg;
 pub mod i8042;
+pub mod pvpanic;
 pub mod serial;

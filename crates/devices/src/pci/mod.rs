@@ -22,6 +22,7 @@ pub mod msi;
 pub mod msix;
 #[cfg(test)]
 mod tests;
+pub mod watchdog;
 
 pub use bridge::BridgeModel;
 pub use fronts::{PciConfigPorts, PciEcam, PciWindow};
@@ -35,6 +36,9 @@ pub enum PciError {
     /// The memory of configuration space can't be had.
     #[error("Failed to map memory for PCI configuration space")]
     ConfigMemory(#[source] io::Error),
+    /// A function's timer can't be had.
+    #[error("Failed to make a timer for a PCI function")]
+    Timer(#[source] io::Error),
     /// There is no such slot.
     #[error("The PCI bus has no slot {0}")]
     NoSuchSlot(u8),

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use edgevmm_api::{ExitReason, ExitRecord};
+use edgevmm_config::{PanicAction, VmConfig, WatchdogAction};
 use edgevmm_devices::bus::lock;
 use edgevmm_devices::legacy::boot_port::BootPhase;
 use edgevmm_devices::platform::MachineRequest;
@@ -29,6 +30,27 @@ const PRESS_AGAIN: Duration = Duration::from_secs(10);
 /// that does not answer. Whoever kills by `edgevmm kill` waits for a minute.
 const PATIENCE: Duration = Duration::from_secs(50);
 
+/// What is to be done when something happens to a guest.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// Between the power button and the end by force.
+    pub stop_timeout: Duration,
+    /// When its kernel has panicked.
+    pub on_panic: PanicAction,
+    /// When its watchdog has run out.
+    pub on_watchdog: WatchdogAction,
+}
+
+impl From<&VmConfig> for Terms {
+    fn from(config: &VmConfig) -> Self {
+        Self {
+            stop_timeout: Duration::from_secs(u64::from(config.stop_timeout)),
+            on_panic: config.on_panic,
+            on_watchdog: config.watchdog.unwrap_or_default().action,
+        }
+    }
+}
+
 /// A running machine and its loop.
 ///
 /// What waits for vCPUs or devices is done by another thread while the loop waits for it: they may
@@ -41,7 +63,7 @@ pub struct Life {
     waiting: VecDeque<Event>,
     epoch: Arc<AtomicU64>,
     status: watch::Sender<Status>,
-    stop_timeout: Duration,
+    terms: Terms,
     /// When a stop becomes a kill, and when the button is pressed again.
     deadline: Option<(Instant, Instant)>,
 }
@@ -76,7 +98,7 @@ fn given_up() -> ExitRecord {
 
 impl Life {
     /// The life of `machine`, whose devices and vCPUs report to `mailbox`.
-    pub fn new(machine: Machine, mailbox: Mailbox, stop_timeout: Duration) -> (Life, Handle) {
+    pub fn new(machine: Machine, mailbox: Mailbox, terms: Terms) -> (Life, Handle) {
         let (status, watcher) = watch::channel(Status {
             phase: Phase::Running,
             trouble: None,
@@ -92,7 +114,7 @@ impl Life {
             waiting: VecDeque::new(),
             epoch,
             status,
-            stop_timeout,
+            terms,
             deadline: None,
         };
         (life, handle)
@@ -124,11 +146,11 @@ impl Life {
             machine,
             events,
             status,
-            stop_timeout,
+            terms,
             ..
         } = self;
         let record = match next {
-            Next::End(record) => shut_down(machine, events, stop_timeout, record).await,
+            Next::End(record) => shut_down(machine, events, terms.stop_timeout, record).await,
             Next::Go | Next::GiveUp => given_up(),
         };
         status.send_modify(|status| {
@@ -181,7 +203,7 @@ impl Life {
 
     fn answer_waiting(&mut self) {
         for event in self.waiting.drain(..) {
-            event.answer_at_the_end(self.stop_timeout);
+            event.answer_at_the_end(self.terms.stop_timeout);
         }
     }
 
@@ -206,6 +228,8 @@ impl Life {
             Event::Guest(_, MachineRequest::Reset) | Event::Vcpu(_, Outcome::Reset) => {
                 self.reset(None).await
             }
+            Event::Guest(_, MachineRequest::Panicked) => self.panicked().await,
+            Event::Guest(_, MachineRequest::WatchdogExpired) => self.watchdog_expired().await,
             Event::Vcpu(_, Outcome::Crash(report)) => {
                 Next::End(ExitRecord::now(ExitReason::GuestCrash, report.to_string()))
             }
@@ -274,6 +298,47 @@ impl Life {
             }
             self.enter(Phase::Paused);
         }
+        Next::Go
+    }
+
+    async fn panicked(&mut self) -> Next {
+        const WHAT: &str = "The guest's kernel has panicked";
+        match self.terms.on_panic {
+            PanicAction::Report => self.tell(WHAT),
+            PanicAction::Pause => self.wait_for_help(WHAT.to_owned()).await,
+            PanicAction::Reset => {
+                tracing::warn!("{WHAT}: the machine is reset");
+                self.reset(None).await
+            }
+            PanicAction::End => Next::End(ExitRecord::now(ExitReason::GuestCrash, WHAT)),
+        }
+    }
+
+    async fn watchdog_expired(&mut self) -> Next {
+        const WHAT: &str = "The guest's watchdog has run out";
+        match self.terms.on_watchdog {
+            WatchdogAction::Report => self.tell(WHAT),
+            WatchdogAction::Pause => self.wait_for_help(WHAT.to_owned()).await,
+            WatchdogAction::Reset => {
+                tracing::warn!("{WHAT}: the machine is reset");
+                self.reset(None).await
+            }
+            WatchdogAction::Shutdown if self.deadline.is_some() => Next::Go,
+            WatchdogAction::Shutdown => {
+                tracing::warn!("{WHAT}: its power button is pressed");
+                self.stop(None);
+                Next::Go
+            }
+            WatchdogAction::End => Next::End(ExitRecord::now(ExitReason::GuestCrash, WHAT)),
+        }
+    }
+
+    /// Tells what has happened to a guest that goes on.
+    fn tell(&self, what: &str) -> Next {
+        tracing::warn!("{what}");
+        self.status.send_modify(|status| {
+            status.trouble.get_or_insert_with(|| what.to_owned());
+        });
         Next::Go
     }
 
@@ -380,7 +445,7 @@ impl Life {
 
     /// A paused guest could not react to its power button, so it goes on first.
     fn stop(&mut self, timeout: Option<Duration>) -> Duration {
-        let timeout = timeout.unwrap_or(self.stop_timeout);
+        let timeout = timeout.unwrap_or(self.terms.stop_timeout);
         let now = Instant::now();
         let far = Duration::from_secs(u64::from(u32::MAX));
         self.deadline = Some((now + timeout.min(far), now + PRESS_AGAIN));

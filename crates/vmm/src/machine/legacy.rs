@@ -15,6 +15,7 @@ use edgevmm_devices::legacy::cmos::{self, Cmos, CmosConfig, CmosMachine, CmosSta
 use edgevmm_devices::legacy::debug_port::{DebugPort, LineSink};
 use edgevmm_devices::legacy::fw_cfg::{self, FwCfg, FwCfgItems, FwCfgState};
 use edgevmm_devices::legacy::i8042::{self, ControlPortA, ControlPortAState, I8042, I8042State};
+use edgevmm_devices::legacy::pvpanic::{self, PvPanic, PvPanicState};
 use edgevmm_devices::legacy::serial::{self, Serial, SerialConfig, SerialState};
 use edgevmm_devices::platform::{IrqLine, Platform};
 use edgevmm_devices::state::{StateError, same};
@@ -23,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::kvm::vcpu::Buses;
 use crate::layout::{
     ACPI_PM_PORT, BOOT_PORT, CMOS_PORT, COM1_PORT, CONTROL_PORT_A, DEBUG_PORT, FW_CFG_PORT,
-    I8042_PORT, LOW_RAM_END,
+    I8042_PORT, LOW_RAM_END, PVPANIC_PORT,
 };
 
 /// What the legacy devices are connected to.
@@ -52,6 +53,7 @@ pub(super) struct LegacyDevices {
     i8042: Shared<I8042>,
     control_a: Shared<ControlPortA>,
     acpi_pm: Shared<AcpiPm>,
+    pvpanic: Shared<PvPanic>,
     fw_cfg: Option<Shared<FwCfg>>,
     debug: Option<Shared<DebugPort>>,
     boot_port: Option<Shared<BootPort>>,
@@ -65,6 +67,7 @@ pub(super) struct LegacyState {
     i8042: I8042State,
     control_a: ControlPortAState,
     acpi_pm: AcpiPmState,
+    pvpanic: PvPanicState,
     fw_cfg: Option<FwCfgState>,
     boot_port: Option<BootPortState>,
 }
@@ -97,6 +100,7 @@ impl LegacyDevices {
             i8042: shared(I8042::new(Arc::clone(control))),
             control_a: shared(ControlPortA::new(Arc::clone(control))),
             acpi_pm: shared(AcpiPm::new(acpi_pm)),
+            pvpanic: shared(PvPanic::new(Arc::clone(control))),
             fw_cfg: config
                 .fw_cfg
                 .map(|items| shared(FwCfg::new(config.memory, items))),
@@ -115,6 +119,8 @@ impl LegacyDevices {
         ports.insert(at(CONTROL_PORT_A), 1, self.control_a.clone())?;
         let acpi_pm = self.acpi_pm.clone();
         ports.insert(at(ACPI_PM_PORT), acpi_pm::PORT_RANGE, acpi_pm)?;
+        let pvpanic = self.pvpanic.clone();
+        ports.insert(at(PVPANIC_PORT), pvpanic::PORT_RANGE, pvpanic)?;
         if let Some(device) = &self.fw_cfg {
             ports.insert(at(FW_CFG_PORT), fw_cfg::PORT_RANGE, device.clone())?;
         }
@@ -149,6 +155,7 @@ impl LegacyDevices {
             i8042: lock(&self.i8042).state(),
             control_a: lock(&self.control_a).state(),
             acpi_pm: lock(&self.acpi_pm).state(),
+            pvpanic: lock(&self.pvpanic).state(),
             fw_cfg: self.fw_cfg.as_ref().map(|device| lock(device).state()),
             boot_port: self.boot_port.as_ref().map(|port| lock(port).state()),
         }
@@ -164,6 +171,7 @@ impl LegacyDevices {
         lock(&self.i8042).restore(&state.i8042)?;
         lock(&self.control_a).restore(&state.control_a);
         lock(&self.acpi_pm).restore(&state.acpi_pm)?;
+        lock(&self.pvpanic).restore(&state.pvpanic);
         if let (Some(device), Some(state)) = (&self.fw_cfg, &state.fw_cfg) {
             lock(device).restore(state);
         }
@@ -191,6 +199,7 @@ impl LegacyDevices {
         lock(&self.i8042).reset();
         lock(&self.control_a).reset();
         lock(&self.acpi_pm).reset();
+        lock(&self.pvpanic).reset();
         if let Some(fw_cfg) = &self.fw_cfg {
             lock(fw_cfg).reset();
         }

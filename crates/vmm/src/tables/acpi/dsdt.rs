@@ -6,13 +6,13 @@ use acpi_tables::aml::{
     Package, PackageBuilder, Path, ResourceTemplate, Scope,
 };
 use edgevmm_devices::legacy::acpi_pm::S5_SLEEP_TYPE;
-use edgevmm_devices::legacy::{acpi_pm, fw_cfg};
+use edgevmm_devices::legacy::{acpi_pm, fw_cfg, pvpanic};
 
 use super::{AcpiConfig, low_dword};
 use crate::layout::{
     ACPI_PM_PORT, CMOS_PORT, COM1_IRQ, COM1_PORT, DEBUG_PORT, ECAM_BASE, ECAM_RESERVED_LEN,
-    FW_CFG_PORT, PCI_CONFIG_PORT, PCI_IRQS, PCI_SLOTS, PCI_WINDOW_BASE, PCI_WINDOW_LEN, RESET_PORT,
-    RTC_IRQ,
+    FW_CFG_PORT, PCI_CONFIG_PORT, PCI_IRQS, PCI_SLOTS, PCI_WINDOW_BASE, PCI_WINDOW_LEN,
+    PVPANIC_PORT, RESET_PORT, RTC_IRQ,
 };
 
 /// Pins of a PCI slot: INTA to INTD.
@@ -23,10 +23,11 @@ pub(super) fn body(config: &AcpiConfig) -> Vec<u8> {
     let bridge = host_bridge(config.config_ports);
     let serial = isa_device("COM1", "PNP0501", COM1_PORT, 8, COM1_IRQ);
     let clock = isa_device("RTC_", "PNP0B00", CMOS_PORT, 2, RTC_IRQ);
+    let panics = pvpanic();
     let reserved = motherboard(config);
     let sleep = u32::from(S5_SLEEP_TYPE);
     let mut body = Vec::new();
-    let devices: Vec<&dyn Aml> = vec![&bridge, &serial, &clock, &reserved];
+    let devices: Vec<&dyn Aml> = vec![&bridge, &serial, &clock, &panics, &reserved];
     Scope::new(Path::new("\\_SB_"), devices).to_aml_bytes(&mut body);
     let s5 = Package::new(vec![&sleep, &sleep, &0_u8, &0_u8]);
     Name::new(Path::new("\\_S5_"), &s5).to_aml_bytes(&mut body);
@@ -99,6 +100,16 @@ fn pci_routing() -> PackageBuilder {
         }
     }
     table
+}
+
+/// The port of panics, by the name under which drivers know it: no EISA one.
+fn pvpanic() -> Encoded {
+    let hid = Name::new(Path::new("_HID"), &"QEMU0001");
+    let port = port_range(PVPANIC_PORT, pvpanic::PORT_RANGE);
+    let crs = Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&port]));
+    let mut bytes = Vec::new();
+    Device::new(Path::new("PEVT"), vec![&hid, &crs]).to_aml_bytes(&mut bytes);
+    Encoded(bytes)
 }
 
 /// What no driver claims but nobody else may take.
