@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use edgevmm_config::{
     ByteSize, ConsoleConfig, CpuConfig, DataSource, DiskConfig, FirmwareChoice, MemoryConfig,
-    NetConfig, PortForward,
+    NetConfig, PanicAction, PortForward, WatchdogAction, WatchdogConfig,
 };
 use uuid::Uuid;
 
@@ -137,12 +137,70 @@ pub struct MachineArgs {
     /// Console: stdio, pty, none or file=PATH; device=virtio for a virtio console
     #[arg(long, value_name = "PLACE[,device=DEVICE]")]
     pub console: Option<ConsoleConfig>,
+    /// What to do when the guest's kernel panics, which it tells by pvpanic [default: report]
+    #[arg(long, value_name = "ACTION")]
+    pub on_panic: Option<PanicArg>,
+    /// Give the guest a watchdog (i6300esb), and do this when it runs out
+    #[arg(long, value_name = "ACTION")]
+    pub watchdog: Option<WatchdogArg>,
     /// Seconds that the guest gets to power off when it is asked to [default: 60]
     #[arg(long, value_name = "SECONDS")]
     pub stop_timeout: Option<u32>,
     /// UUID that the guest sees. Derived from name and first disk when absent
     #[arg(long)]
     pub uuid: Option<Uuid>,
+}
+
+/// A value of `--on-panic`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum PanicArg {
+    /// Tell it, and let the guest do what it does then
+    Report,
+    /// Pause the machine
+    Pause,
+    /// Reset the machine
+    Reset,
+    /// End the machine, with the exit code of a crash
+    End,
+}
+
+impl From<PanicArg> for PanicAction {
+    fn from(action: PanicArg) -> Self {
+        match action {
+            PanicArg::Report => Self::Report,
+            PanicArg::Pause => Self::Pause,
+            PanicArg::Reset => Self::Reset,
+            PanicArg::End => Self::End,
+        }
+    }
+}
+
+/// A value of `--watchdog`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum WatchdogArg {
+    /// Reset the machine
+    Reset,
+    /// Press the power button, and end the machine by force when that does not help in time
+    Shutdown,
+    /// End the machine, with the exit code of a crash
+    End,
+    /// Pause the machine
+    Pause,
+    /// Tell it only
+    Report,
+}
+
+impl From<WatchdogArg> for WatchdogConfig {
+    fn from(action: WatchdogArg) -> Self {
+        let action = match action {
+            WatchdogArg::Reset => WatchdogAction::Reset,
+            WatchdogArg::Shutdown => WatchdogAction::Shutdown,
+            WatchdogArg::End => WatchdogAction::End,
+            WatchdogArg::Pause => WatchdogAction::Pause,
+            WatchdogArg::Report => WatchdogAction::Report,
+        };
+        Self { action }
+    }
 }
 
 /// A value of `--firmware`.

@@ -34,6 +34,8 @@ pub fn resolve(args: RunArgs) -> Result<VmConfig, Failure> {
     set(&mut vm.memory, machine.memory);
     vm.memory.hugepages |= machine.hugepages;
     vm.memory.balloon &= !machine.no_balloon;
+    set(&mut vm.on_panic, machine.on_panic.map(Into::into));
+    set_some(&mut vm.watchdog, machine.watchdog.map(Into::into));
     set(&mut vm.console, machine.console);
     set(&mut vm.stop_timeout, machine.stop_timeout);
     set_some(&mut vm.identity.uuid, machine.uuid);

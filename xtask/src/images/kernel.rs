@@ -23,6 +23,7 @@ const MODULES: &[&str] = &[
     "virtio_balloon",
     "virtio_console",
     "virtio_rng",
+    "pvpanic-mmio",
     "af_packet",
     "crc32c_generic",
     "ext4",
