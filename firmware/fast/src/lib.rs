@@ -8,6 +8,9 @@
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
+// The fuzz targets name this crate as others see it.
+#[cfg(test)]
+extern crate self as edgevmm_fast;
 
 pub mod bls;
 pub mod choice;
@@ -18,6 +21,8 @@ pub mod linux;
 pub mod parameters;
 pub mod partitions;
 pub mod pe;
+#[cfg(test)]
+mod seeds;
 pub mod start_info;
 #[cfg(test)]
 mod testing;
