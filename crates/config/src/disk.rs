@@ -4,14 +4,20 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ByteSize;
+use crate::{ByteSize, DiskBus, DiskKind};
 
 /// A disk image.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
-    /// Image file or block device.
+    /// Image file or block device; empty for a CD-ROM drive without a disc.
     pub path: PathBuf,
+    /// What the guest takes it for.
+    #[serde(default)]
+    pub kind: DiskKind,
+    /// How the guest reaches it; by the kind's own way when absent, see [`DiskConfig::bus`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bus: Option<DiskBus>,
     /// Format; found from the content when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<DiskFormat>,
@@ -151,7 +157,7 @@ impl DiskConfig {
     /// Whether the guest's writes go into the image itself.
     #[must_use]
     pub fn is_written(&self) -> bool {
-        !self.ro && !self.snapshot && self.overlay.is_none()
+        !self.is_cdrom() && !self.ro && !self.snapshot && self.overlay.is_none()
     }
 }
 

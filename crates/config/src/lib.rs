@@ -7,6 +7,7 @@ mod boot;
 mod console;
 mod cpu;
 mod disk;
+mod drive;
 mod file;
 mod flag;
 mod incident;
@@ -26,6 +27,7 @@ pub use boot::{BootConfig, CloudInitConfig, DataSource, FirmwareChoice, Identity
 pub use console::{ConsoleConfig, ConsoleDevice, ConsoleOutput};
 pub use cpu::{CpuConfig, MemoryConfig};
 pub use disk::{DiskAio, DiskConfig, DiskErrorPolicy, DiskFormat, ImageConfig};
+pub use drive::{DiskBus, DiskKind, SATA_PORTS};
 pub use file::{ConfigFileError, ConfigTextError, MAX_FILE_SIZE};
 pub use flag::{FlagError, escape_value};
 pub use incident::{PanicAction, WatchdogAction, WatchdogConfig};

@@ -11,8 +11,8 @@ use boot::{MAX_CMDLINE, check_boot};
 use disk::{MAX_QUEUES, MAX_SERIAL, check_disks};
 
 use crate::{
-    ByteSize, CloudInitConfig, ConsoleOutput, FirmwareChoice, NameError, NetBackendConfig,
-    NetConfig, PortForward, TopologyError, VmConfig, check_name,
+    ByteSize, CloudInitConfig, ConsoleOutput, DiskConfig, FirmwareChoice, NameError,
+    NetBackendConfig, NetConfig, PortForward, TopologyError, VmConfig, check_name,
 };
 
 /// PCI devices that fit a machine, beside its bridges.
@@ -132,6 +132,16 @@ pub enum ConfigError {
     /// A raw image has no backing files.
     #[error("Disk {} is raw, so it has no backing files: leave out `backing` or `format`", .0.display())]
     RawBacking(PathBuf),
+    /// A disk is asked for what it can't have on its bus, or as a CD-ROM drive.
+    #[error("{what} {} can't have `{key}`: leave it out", path.display())]
+    DriveKey {
+        /// What it is, such as "CD-ROM drive".
+        what: &'static str,
+        /// The image.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+    },
     /// Too few or many queues.
     #[error("Disk {} can't have {queues} queues: use 1 to {MAX_QUEUES}", path.display())]
     DiskQueues {
@@ -185,7 +195,7 @@ impl VmConfig {
         }
         self.cpus.topology()?;
         self.check_memory()?;
-        check_boot(&self.boot, !self.disks.is_empty())?;
+        check_boot(&self.boot, !self.disks.iter().all(DiskConfig::is_empty))?;
         check_disks(&self.disks)?;
         check_nets(&self.nets)?;
         self.cloud_init.as_ref().map_or(Ok(()), check_cloud_init)?;
@@ -200,7 +210,7 @@ impl VmConfig {
             return Err(ConfigError::SystemSerial);
         }
         let seed = usize::from(self.cloud_init.is_some());
-        match FIXED_PCI_DEVICES + seed + self.disks.len() + self.nets.len() {
+        match FIXED_PCI_DEVICES + seed + self.disk_functions() + self.nets.len() {
             0..=MAX_PCI_DEVICES => Ok(()),
             devices => Err(ConfigError::PciDevices(devices)),
         }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use edgevmm_config::{
-    ByteSize, ConsoleConfig, CpuConfig, DataSource, DiskConfig, FirmwareChoice, MemoryConfig,
-    NetConfig, PanicAction, PortForward, WatchdogAction, WatchdogConfig,
+    ByteSize, ConsoleConfig, CpuConfig, DataSource, DiskConfig, DiskKind, FirmwareChoice,
+    MemoryConfig, NetConfig, PanicAction, PortForward, WatchdogAction, WatchdogConfig,
 };
 use uuid::Uuid;
 
@@ -57,6 +57,8 @@ pub enum Command {
     ResizeDisk(ResizeDiskArgs),
     /// Show how a machine's memory is used, or have its guest do with less
     Memory(MemoryArgs),
+    /// Change what is in a CD-ROM drive of a running machine
+    Media(MediaArgs),
     /// Describe a machine
     Inspect(InspectArgs),
     /// Wait until a machine ends, and exit as its `run` would
@@ -263,7 +265,7 @@ pub struct BootArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Disks")]
 pub struct StorageArgs {
-    /// Add a disk. Keys: ro, snapshot, direct, serial=, bootindex=, queues=, overlay=FILE and
+    /// Add a disk. Keys: bus=sata for guests without virtio drivers, ro, snapshot, direct, serial=, bootindex=, queues=, overlay=FILE and
     /// overlay_size= for what is written over the image; and what the image is made of: backing=
     /// for each backing file of a qcow2, data_file= for each further file with its data,
     /// internal_snapshot=, member= of an OVA, format=. How it is served: aio=io_uring|threads;
@@ -273,6 +275,10 @@ pub struct StorageArgs {
     /// is written twice
     #[arg(long = "disk", value_name = "PATH[,KEY=VALUE...]")]
     pub disks: Vec<DiskConfig>,
+    /// Add a CD-ROM drive with an ISO image in it, or an empty one by `none`. Drives come after the
+    /// disks, also in the boot order, unless bootindex= says otherwise
+    #[arg(long = "cdrom", value_name = "ISO[,KEY=VALUE...]|none")]
+    pub cdroms: Vec<CdromArg>,
     /// Keep all images as they are: writes of the guest go to throw-away overlays
     #[arg(long)]
     pub snapshot: bool,
@@ -283,6 +289,23 @@ pub struct StorageArgs {
     /// Size of the first disk with its overlay, which may be larger than the image
     #[arg(long, value_name = "SIZE")]
     pub overlay_size: Option<ByteSize>,
+}
+
+/// A value of `--cdrom`: a disk of that kind.
+#[derive(Debug, Clone)]
+pub struct CdromArg(pub DiskConfig);
+
+impl std::str::FromStr for CdromArg {
+    type Err = edgevmm_config::FlagError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut disk: DiskConfig = text.parse()?;
+        disk.kind = DiskKind::Cdrom;
+        if disk.path.as_os_str() == "none" {
+            disk.path = PathBuf::new();
+        }
+        Ok(Self(disk))
+    }
 }
 
 /// Network interfaces.
@@ -432,6 +455,24 @@ pub struct MemoryArgs {
     pub json: JsonArg,
 }
 
+/// What `media` takes.
+#[derive(Debug, Args)]
+pub struct MediaArgs {
+    /// The machine
+    pub name: String,
+    /// The drive: cdrom0 is the first
+    pub drive: String,
+    /// The ISO image to put in
+    #[arg(required_unless_present = "eject", value_name = "ISO")]
+    pub path: Option<PathBuf>,
+    /// Take out what is there, and leave the drive open
+    #[arg(long, conflicts_with = "path")]
+    pub eject: bool,
+    /// Do it even if the guest has locked the drive, as it does with what is mounted
+    #[arg(long)]
+    pub force: bool,
+}
+
 /// What `rm` takes.
 #[derive(Debug, Args)]
 pub struct RmArgs {
@@ -506,6 +547,8 @@ Examples:
     edgevmm run os.qcow2 --disk data.img,ro,serial=data --net tap=tap0
   A qcow2 with a backing file, which must be named:
     edgevmm run --disk overlay.qcow2,backing=base.qcow2
+  Install from an ISO image onto a blank disk, which a guest without virtio drivers sees too:
+    edgevmm run --disk new.raw,bus=sata --cdrom debian.iso
   A disk of another hypervisor; writes are kept in legacy.vmdk.overlay.qcow2:
     edgevmm run legacy.vmdk
   Several machines over one image, each keeping what it writes, on a larger disk:

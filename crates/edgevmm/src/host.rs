@@ -21,7 +21,7 @@ use crate::term;
 /// Tells the first thing that is missing.
 pub fn check(vm: &VmConfig) -> Result<(), Failure> {
     check_memory(&vm.memory, &Memory::read()?)?;
-    for disk in &vm.disks {
+    for disk in vm.disks.iter().filter(|disk| !disk.is_empty()) {
         check_file("disk image", &disk.path)?;
         disk.backing
             .iter()
@@ -48,7 +48,7 @@ pub fn check(vm: &VmConfig) -> Result<(), Failure> {
 
 /// Tells where the guest's writes go, where the user has not said so, or for the first time.
 pub fn tell_of_overlays(vm: &VmConfig) {
-    for disk in &vm.disks {
+    for disk in vm.disks.iter().filter(|disk| !disk.is_cdrom()) {
         // What can't be looked at is told when the disk is opened.
         let Ok(Some(overlay)) = overlay_of(disk) else {
             continue;

@@ -120,6 +120,7 @@ fn dispatch(command: Command, log_filter: &str) -> Outcome {
         Command::Pause(args) => client(manage::pause(&args.names)),
         Command::Resume(args) => client(manage::resume(&args.names)),
         Command::Reset(args) => client(manage::reset(&args.names)),
+        Command::Media(args) => client(manage::media(&args)),
         Command::ResizeDisk(args) => client(manage::resize_disk(&args)),
         Command::Memory(args) => client(manage::memory(&args)),
         Command::Inspect(args) => client(manage::inspect(&args)),

@@ -52,14 +52,17 @@ pub fn resolve(args: RunArgs) -> Result<VmConfig, Failure> {
         .into_iter()
         .map(DiskConfig::new)
         .chain(storage.disks)
+        .chain(storage.cdroms.into_iter().map(|cdrom| cdrom.0))
         .collect();
     if !disks.is_empty() {
         vm.disks = disks;
     }
-    for disk in &mut vm.disks {
+    // What is in a CD-ROM drive stays as it is anyway.
+    for disk in vm.disks.iter_mut().filter(|disk| !disk.is_cdrom()) {
         disk.snapshot |= storage.snapshot;
     }
-    if let Some(disk) = vm.disks.first_mut() {
+    let mut disks = vm.disks.iter_mut().filter(|disk| !disk.is_cdrom());
+    if let Some(disk) = disks.next() {
         set_some(&mut disk.overlay_size, storage.overlay_size);
     }
     apply_network(&mut vm, network)?;
@@ -93,7 +96,7 @@ pub fn resolve(args: RunArgs) -> Result<VmConfig, Failure> {
 fn give_overlays(vm: &mut VmConfig, folder: &Path) {
     let mut taken = HashSet::new();
     for disk in &mut vm.disks {
-        if disk.ro || disk.overlay.is_some() {
+        if disk.is_cdrom() || disk.ro || disk.overlay.is_some() {
             continue;
         }
         let image = disk.path.file_name().unwrap_or_default().to_owned();
@@ -165,7 +168,8 @@ fn user_forwards(backend: &mut NetBackendConfig) -> Option<&mut Vec<PortForward>
 
 /// The name of a machine that was given none: that of its first disk or its kernel.
 pub fn default_name(vm: &VmConfig) -> String {
-    let first = vm.disks.first().map(|disk| disk.path.as_path());
+    let mut disks = vm.disks.iter().filter(|disk| !disk.is_empty());
+    let first = disks.next().map(|disk| disk.path.as_path());
     let stem = first
         .or(vm.boot.kernel.as_deref())
         .and_then(Path::file_stem);
@@ -187,6 +191,48 @@ mod tests {
             panic!()
         };
         resolve(*args).map_err(|failure| failure.to_string())
+    }
+
+    #[test]
+    fn drives_come_after_disks_and_keep_what_is_in_them() {
+        let vm = run(&[
+            "--cdrom",
+            "/x.iso,bootindex=0",
+            "/a.raw",
+            "--cdrom",
+            "none",
+            "--snapshot",
+            "--overlay-size",
+            "2G",
+        ])
+        .unwrap();
+        let paths: Vec<_> = vm
+            .disks
+            .iter()
+            .map(|disk| disk.path.to_str().unwrap())
+            .collect();
+        assert_eq!(paths, ["/a.raw", "/x.iso", ""]);
+        let snapshots: Vec<_> = vm.disks.iter().map(|disk| disk.snapshot).collect();
+        assert_eq!(snapshots, [true, false, false]);
+        assert_eq!(
+            (vm.disks[1].bootindex, vm.disks[1].is_cdrom()),
+            (Some(0), true)
+        );
+        assert!(vm.disks[0].overlay_size.is_some() && vm.disks[2].is_empty());
+        assert_eq!(default_name(&vm), "a");
+        let vm = run(&[
+            "--cdrom",
+            "none",
+            "--cdrom",
+            "/d/deb.iso",
+            "--overlay",
+            "/o",
+        ])
+        .unwrap();
+        assert_eq!(
+            (default_name(&vm).as_str(), &vm.disks[1].overlay),
+            ("deb", &None)
+        );
     }
 
     #[test]

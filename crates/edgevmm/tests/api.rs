@@ -115,6 +115,18 @@ impl Machine for Scripted {
         Ok(Response::new(v1::ResizeDiskResponse {}))
     }
 
+    async fn change_medium(
+        &self,
+        request: Request<v1::ChangeMediumRequest>,
+    ) -> Result<Response<v1::ChangeMediumResponse>, Status> {
+        let v1::ChangeMediumRequest { drive, path, force } = request.into_inner();
+        if path == "/locked" && !force {
+            return Err(Status::failed_precondition("the guest has locked it"));
+        }
+        self.called(format!("medium {drive} {path:?} {force}"));
+        Ok(Response::new(v1::ChangeMediumResponse {}))
+    }
+
     async fn stop(
         &self,
         request: Request<v1::StopRequest>,
@@ -339,6 +351,34 @@ fn calls_arrive_and_refusals_are_told() {
         "edgevmm: Can't resize a disk of vm: there is no disk \"disk7\"\n"
     );
     assert_eq!(bench.calls(), ["pause", "reset", "resize 2147483648"]);
+}
+
+#[test]
+fn discs_are_changed() {
+    let bench = Bench::new();
+    for args in [
+        &["media", "vm", "cdrom0", "/a.iso"][..],
+        &["media", "vm", "cdrom1", "--eject"],
+        &["media", "vm", "cdrom0", "/locked", "--force"],
+    ] {
+        assert!(bench.run(args).status.success(), "{args:?}");
+    }
+    let refused = bench.run(&["media", "vm", "cdrom0", "/locked"]);
+    let text = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        text.contains("Can't change the medium of vm: the guest has locked it"),
+        "{text}"
+    );
+    let wrong = bench.run(&["media", "vm", "cdrom0", "/a.iso", "--eject"]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert_eq!(
+        bench.calls(),
+        [
+            "medium cdrom0 \"/a.iso\" false",
+            "medium cdrom1 \"\" false",
+            "medium cdrom0 \"/locked\" true"
+        ]
+    );
 }
 
 #[test]

@@ -107,6 +107,7 @@ async fn live(
     let resizer = machine.console_resizer();
     let disks = machine.disks();
     let balloon = machine.balloon();
+    let drives = machine.drives();
     let config_json = serde_json::to_string(config).unwrap_or_default();
     claim.write_config(&config_json)?;
     let socket = Socket::bind(&claim.dir().socket())?;
@@ -124,6 +125,7 @@ async fn live(
         Ways {
             resizer: resizer.clone(),
             disks,
+            drives,
             balloon,
             memory: config.memory.size.0,
         },

@@ -2,7 +2,6 @@
 
 mod memory;
 
-use std::error::Error;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -14,6 +13,7 @@ use edgevmm_api::v1::{
     self, ConsoleAccess, ConsoleRequest, ConsoleResponse, console_request, console_response,
 };
 use edgevmm_block::BlockError;
+use edgevmm_devices::ahci::MediaHandle;
 use edgevmm_devices::disk::BlockHandle;
 use edgevmm_devices::virtio::balloon::BalloonHandle;
 pub use edgevmm_devices::virtio::console::Resizer;
@@ -26,6 +26,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::console::{ConsoleHub, HISTORY};
 use crate::lifecycle::{Handle, Phase, RequestError};
+use crate::machine::{open_disc, with_sources};
 
 /// Console chunks that wait for a client before its reader waits.
 const CONSOLE_QUEUE: usize = 4;
@@ -51,6 +52,8 @@ pub struct Ways {
     pub resizer: Option<Resizer>,
     /// To the disks, by name.
     pub disks: Vec<(String, BlockHandle)>,
+    /// To what is in the CD-ROM drives, by name.
+    pub drives: Vec<(String, MediaHandle)>,
     /// To the balloon, if there is one.
     pub balloon: Option<BalloonHandle>,
     /// The guest's memory in bytes.
@@ -137,23 +140,6 @@ impl Service {
         }
     }
 
-    /// The way to a disk by its name.
-    fn disk(&self, name: &str) -> Result<BlockHandle, Status> {
-        let found = self.ways.disks.iter().find(|(known, _)| known == name);
-        found.map(|(_, disk)| disk.clone()).ok_or_else(|| {
-            let names: Vec<_> = self
-                .ways
-                .disks
-                .iter()
-                .map(|(name, _)| name.as_str())
-                .collect();
-            Status::not_found(format!(
-                "there is no disk {name:?}: it has {}",
-                names.join(", ")
-            ))
-        })
-    }
-
     /// Admits a console client that can write. Gives its hold on exclusivity, if it asked.
     async fn admit(&self, access: ConsoleAccess) -> Result<Option<Arc<()>>, Status> {
         let mut exclusive = self.writers.exclusive.lock().await;
@@ -177,6 +163,19 @@ impl Service {
     }
 }
 
+/// The way to one of `ways` by its name; `kind` says to what.
+fn named<T: Clone>(ways: &[(String, T)], kind: &str, name: &str) -> Result<T, Status> {
+    let found = ways.iter().find(|(known, _)| known == name);
+    found.map(|(_, way)| way.clone()).ok_or_else(|| {
+        let names: Vec<_> = ways.iter().map(|(name, _)| name.as_str()).collect();
+        let there = match names.is_empty() {
+            true => "none".to_owned(),
+            false => names.join(", "),
+        };
+        Status::not_found(format!("there is no {kind} {name:?}: it has {there}"))
+    })
+}
+
 fn refused(error: &RequestError) -> Status {
     match error {
         RequestError::Phase(_) => Status::failed_precondition(error.to_string()),
@@ -187,8 +186,7 @@ fn refused(error: &RequestError) -> Status {
 
 /// Why a disk could not be made larger.
 fn not_resized(error: &BlockError) -> Status {
-    let causes = std::iter::successors(error.source(), |&cause| cause.source());
-    let text = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));
+    let text = with_sources(error);
     match error {
         BlockError::ReadOnly | BlockError::Unsupported { .. } => Status::failed_precondition(text),
         _ => Status::internal(text),
@@ -276,7 +274,7 @@ impl MachineApi for Service {
         request: Request<v1::ResizeDiskRequest>,
     ) -> Result<Response<v1::ResizeDiskResponse>, Status> {
         let v1::ResizeDiskRequest { disk, size } = request.into_inner();
-        let disk = self.disk(&disk)?;
+        let disk = named(&self.ways.disks, "disk", &disk)?;
         // The host's storage may take its time.
         let resized = tokio::task::spawn_blocking(move || disk.resize(size));
         let resized = resized.await.map_err(|e| Status::internal(e.to_string()))?;
@@ -297,6 +295,23 @@ impl MachineApi for Service {
     ) -> Result<Response<v1::SetMemoryTargetResponse>, Status> {
         memory::set_target(&self.ways, request.into_inner().target)?;
         Ok(Response::new(v1::SetMemoryTargetResponse {}))
+    }
+
+    async fn change_medium(
+        &self,
+        request: Request<v1::ChangeMediumRequest>,
+    ) -> Result<Response<v1::ChangeMediumResponse>, Status> {
+        let v1::ChangeMediumRequest { drive, path, force } = request.into_inner();
+        let drive = named(&self.ways.drives, "CD-ROM drive", &drive)?;
+        let path = PathBuf::from(path);
+        if !path.as_os_str().is_empty() && !path.is_absolute() {
+            return Err(Status::invalid_argument("the path must be absolute"));
+        }
+        // The host's storage may take its time.
+        let changed = tokio::task::spawn_blocking(move || change(&drive, &path, force));
+        let changed = changed.await.map_err(|e| Status::internal(e.to_string()))?;
+        changed.map_err(Status::failed_precondition)?;
+        Ok(Response::new(v1::ChangeMediumResponse {}))
     }
 
     async fn stop(
@@ -377,6 +392,20 @@ impl MachineApi for Service {
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
+}
+
+/// Changes what is in a drive.
+///
+/// # Errors
+/// In words, why it is not changed.
+fn change(drive: &MediaHandle, path: &Path, force: bool) -> Result<(), String> {
+    let changed = if path.as_os_str().is_empty() {
+        drive.eject(force)
+    } else {
+        let disc = open_disc(path, false).map_err(|error| with_sources(&error))?;
+        drive.insert(disc, force)
+    };
+    changed.map_err(|error| error.to_string())
 }
 
 /// Sends output until the console closes or the client leaves.

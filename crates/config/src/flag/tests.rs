@@ -6,8 +6,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    ByteSize, ConsoleConfig, ConsoleDevice, ConsoleOutput, CpuConfig, DiskAio, DiskConfig,
-    DiskErrorPolicy, DiskFormat, ImageConfig, MacAddr, MemoryConfig, NetBackendConfig, NetConfig,
+    ByteSize, ConsoleConfig, ConsoleDevice, ConsoleOutput, CpuConfig, DiskAio, DiskBus, DiskConfig,
+    DiskErrorPolicy, DiskFormat, DiskKind, ImageConfig, MacAddr, MemoryConfig, NetBackendConfig,
+    NetConfig,
 };
 
 fn error<T: std::str::FromStr<Err = FlagError> + fmt::Debug>(text: &str) -> String {
@@ -20,9 +21,11 @@ fn disks() {
     let text = "path=x.qcow2,ro,serial=abc,bootindex=1,snapshot,backing=a,backing=b,direct,\
                 format=qcow2,queues=2,data_file=c,overlay=o,overlay_size=20G,internal_snapshot=1,\
                 member=m,aio=threads,error-policy=enospace,bps=10M,bps-read=9M,bps-write=8M,\
-                bps-burst=7M,iops=6,iops_read=5,iops-write=4,iops_burst=3";
+                bps-burst=7M,iops=6,iops_read=5,iops-write=4,iops_burst=3,kind=cdrom,bus=sata";
     let expected = DiskConfig {
         path: "x.qcow2".into(),
+        kind: DiskKind::Cdrom,
+        bus: Some(DiskBus::Sata),
         data_file: vec!["c".into()],
         overlay: Some("o".into()),
         overlay_size: Some(ByteSize(20 << 30)),

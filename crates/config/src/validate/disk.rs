@@ -1,7 +1,7 @@
 //! What must hold of disks.
 
 use super::{ConfigError, Unique, check_path, is_printable};
-use crate::{ByteSize, DiskConfig, DiskFormat};
+use crate::{ByteSize, DiskBus, DiskConfig, DiskErrorPolicy, DiskFormat};
 
 /// Longest serial number of a virtio disk, in bytes.
 pub const MAX_SERIAL: usize = 20;
@@ -39,7 +39,18 @@ pub fn check_disks(disks: &[DiskConfig]) -> Result<(), ConfigError> {
 
 fn check_disk(disk: &DiskConfig) -> Result<(), ConfigError> {
     let path = || disk.path.clone();
-    check_path("disk", &disk.path)?;
+    if disk.is_cdrom() {
+        check_cdrom(disk)?;
+    } else {
+        check_path("disk", &disk.path)?;
+    }
+    if disk.bus() == DiskBus::Sata && disk.queues.is_some() {
+        return Err(ConfigError::DriveKey {
+            what: "SATA disk",
+            path: path(),
+            key: "queues",
+        });
+    }
     disk.backing
         .iter()
         .try_for_each(|backing| check_path("backing file", backing))?;
@@ -65,6 +76,32 @@ fn check_disk(disk: &DiskConfig) -> Result<(), ConfigError> {
             queues,
         }),
     }
+}
+
+/// Checks that a CD-ROM drive is asked for nothing that only disks have. Its image is read as it
+/// is, and errors are the guest's to deal with.
+fn check_cdrom(disk: &DiskConfig) -> Result<(), ConfigError> {
+    let format = disk.format.is_some_and(|format| format != DiskFormat::Raw);
+    let unfit = [
+        ("bus", disk.bus() != DiskBus::Sata),
+        ("format", format),
+        ("backing", !disk.backing.is_empty()),
+        ("data_file", !disk.data_file.is_empty()),
+        ("member", disk.member.is_some()),
+        ("internal_snapshot", disk.internal_snapshot.is_some()),
+        ("overlay", disk.overlay.is_some()),
+        ("overlay_size", disk.overlay_size.is_some()),
+        ("snapshot", disk.snapshot),
+        ("error_policy", disk.error_policy != DiskErrorPolicy::Stop),
+    ];
+    let found = unfit.into_iter().find(|(_, unfit)| *unfit);
+    found.map_or(Ok(()), |(key, _)| {
+        Err(ConfigError::DriveKey {
+            what: "CD-ROM drive",
+            path: disk.path.clone(),
+            key,
+        })
+    })
 }
 
 fn check_limits(disk: &DiskConfig) -> Result<(), ConfigError> {
@@ -150,6 +187,8 @@ mod tests {
             "disks: [{path: a, internal_snapshot: s, ro: true, data_file: [d]}]",
             "disks: [{path: a, bps: 1M, bps-burst: 5M, iops_write: 1, iops_burst: 9}]",
             "disks: [{path: a, aio: io_uring, error-policy: enospace}]",
+            "disks: [{path: a, bus: sata}, {path: b, kind: cdrom, ro: true}, {path: b, kind: cdrom}]",
+            "disks: [{path: a, kind: cdrom, bus: sata, format: raw}, {path: '', kind: cdrom}, {path: '', kind: cdrom}]",
         ] {
             assert_eq!(check(yaml), Ok(()), "{yaml}");
         }
@@ -159,6 +198,27 @@ mod tests {
     fn each_rule_has_its_message() {
         for (yaml, expected) in [
             ("disks: [{path: ''}]", "path of the disk is empty"),
+            ("disks: [{path: '', kind: cdrom}]", "nothing to boot"),
+            (
+                "disks: [{path: a, kind: cdrom, overlay: o}]",
+                "CD-ROM drive a can't have `overlay`",
+            ),
+            (
+                "disks: [{path: a, kind: cdrom, bus: virtio}]",
+                "CD-ROM drive a can't have `bus`",
+            ),
+            (
+                "disks: [{path: a, kind: cdrom, format: qcow2}]",
+                "CD-ROM drive a can't have `format`",
+            ),
+            (
+                "disks: [{path: a, bus: sata, queues: 2}]",
+                "SATA disk a can't have `queues`",
+            ),
+            (
+                "disks: [{path: a, kind: cdrom}, {path: a}]",
+                "a is there twice",
+            ),
             (
                 "disks: [{path: a}, {path: a, ro: true}]",
                 "a is there twice",

@@ -4,14 +4,15 @@
 mod list;
 mod memory;
 
+use std::path::Path;
 use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use edgevmm_api::v1::{
-    GetVersionRequest, KillRequest, PauseRequest, ResetRequest, ResizeDiskRequest, ResumeRequest,
-    StopRequest, WaitRequest,
+    ChangeMediumRequest, GetVersionRequest, KillRequest, PauseRequest, ResetRequest,
+    ResizeDiskRequest, ResumeRequest, StopRequest, WaitRequest,
 };
 use edgevmm_api::{Client, ExitRecord, MachineDir, RuntimeDir, RuntimeDirError};
 use nix::errno::Errno;
@@ -19,7 +20,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tonic::{Code, Status};
 
-use crate::cli::{ResizeDiskArgs, RmArgs, StopArgs};
+use crate::cli::{MediaArgs, ResizeDiskArgs, RmArgs, StopArgs};
 use crate::exit::{self, Failure, Outcome};
 
 pub use list::{inspect, ps};
@@ -139,6 +140,32 @@ pub async fn resize_disk(args: &ResizeDiskArgs) -> Outcome {
     };
     let answer = client.resize_disk(request).await;
     answer.map_err(|status| refused("resize a disk of", &args.name, &status))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Changes what is in a CD-ROM drive.
+///
+/// # Errors
+///
+/// When there is no such machine, drive or image, or the guest has locked the drive.
+pub async fn media(args: &MediaArgs) -> Outcome {
+    let path = match &args.path {
+        None => String::new(),
+        Some(path) => {
+            let path = std::path::absolute(path).context("Can't tell the current folder")?;
+            let path = path.into_os_string().into_string();
+            let unfit = |path| anyhow!("the path {} is no UTF-8", Path::new(&path).display());
+            path.map_err(|path| Failure::usage(unfit(path)))?
+        }
+    };
+    let (_, mut client) = connect(&args.name).await?;
+    let request = ChangeMediumRequest {
+        drive: args.drive.clone(),
+        path,
+        force: args.force,
+    };
+    let answer = client.change_medium(request).await;
+    answer.map_err(|status| refused("change the medium of", &args.name, &status))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -65,8 +65,12 @@ fn choose(disks: &[OpenDisk]) -> Result<(FirmwareChoice, Option<String>), Storag
     let Some(first) = bootable.min_by_key(|disk| disk.boot_order) else {
         return Ok((FirmwareChoice::Bios, None));
     };
-    let style = boot_style(first.backend())
-        .map_err(|source| StorageError::disk(Path::new(first.name()), source))?;
+    // A disc may boot both ways, and SeaBIOS boots any.
+    let Some(image) = first.backend() else {
+        return Ok((FirmwareChoice::Bios, None));
+    };
+    let style =
+        boot_style(image).map_err(|source| StorageError::disk(Path::new(first.name()), source))?;
     let (firmware, reason) = match style {
         BootStyle::Bios(reason) => (FirmwareChoice::Bios, reason),
         BootStyle::Uefi(reason) => (FirmwareChoice::Uefi, reason),

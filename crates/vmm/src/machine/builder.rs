@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use edgevmm_config::{ConsoleDevice, ConsoleOutput, Topology, VmConfig};
 use edgevmm_devices::GuestMemory;
-use edgevmm_devices::bus::{BusError, Shared, shared};
+use edgevmm_devices::ahci::{self, Ahci, AhciConfig, Drive};
+use edgevmm_devices::bus::{BusError, shared};
 use edgevmm_devices::console::{ConsoleInput, ConsoleSink};
 use edgevmm_devices::legacy::debug_port::LineSink;
 use edgevmm_devices::pci::{PciConfigPorts, PciEcam, PciError, PciHost, PciWindow};
-use edgevmm_devices::platform::Platform;
+use edgevmm_devices::platform::{IrqLine, MsiVectors, Platform};
 use edgevmm_devices::virtio::VirtioDevice;
 use edgevmm_devices::virtio::balloon::{Balloon, BalloonHandle};
 use edgevmm_devices::virtio::console::{Console, ConsoleConfig, Resizer, TerminalSize};
@@ -18,8 +19,9 @@ use edgevmm_devices::virtio::rng::Rng;
 use edgevmm_devices::virtio::transport::{VirtioPci, VirtioPciConfig, VirtioPciError};
 use kvm_ioctls::Kvm;
 
-use super::disks::{self, Disk, OpenDisk};
+use super::disks::{self, Disk, DiskDevice, OpenDisk};
 use super::firmware_data;
+use super::functions::{BootDevice, Function};
 use super::legacy::{LegacyConfig, LegacyDevices, debug_sink};
 use super::network::{self, NetworkError};
 use super::storage::StorageError;
@@ -119,38 +121,72 @@ struct PciBuilder<'a> {
     /// BARs are placed by us when no firmware does it.
     place_bars: bool,
     next_slot: u8,
-    functions: Vec<Shared<VirtioPci>>,
+    functions: Vec<Function>,
 }
 
 impl PciBuilder<'_> {
     /// Adds `device` and gives its slot.
     fn add(&mut self, device: Box<dyn VirtioDevice>) -> Result<u8, BuildError> {
+        let place = self.place(VirtioPci::vectors_needed(&*device)?)?;
+        let config = VirtioPciConfig {
+            slot: self.host.slot(place.slot)?,
+            platform: self.platform.clone(),
+            msi: place.msi,
+            intx: place.intx,
+            memory: Arc::clone(self.memory),
+            bar_address: place.bar,
+        };
+        let function = shared(VirtioPci::new(device, config)?);
+        self.functions.push(Function::Virtio(Arc::clone(&function)));
+        self.host.add(place.slot, function)?;
+        Ok(place.slot)
+    }
+
+    /// Adds a SATA adapter with `drives` and gives its slot.
+    fn add_sata(&mut self, drives: Vec<Drive>) -> Result<u8, BuildError> {
+        let place = self.place(1)?;
+        let config = AhciConfig {
+            slot: self.host.slot(place.slot)?,
+            msi: place.msi,
+            intx: place.intx,
+            memory: Arc::clone(self.memory),
+            bar_address: place.bar,
+        };
+        let function = shared(Ahci::new(drives, config)?);
+        self.functions.push(Function::Sata(Arc::clone(&function)));
+        self.host.add(place.slot, function)?;
+        Ok(place.slot)
+    }
+
+    /// The next slot, for a function with so many vectors.
+    fn place(&mut self, vectors: u16) -> Result<Place, BuildError> {
         let slot = self.next_slot;
         if slot >= PCI_SLOTS {
             return Err(BuildError::Slots);
         }
-        let vectors = VirtioPci::vectors_needed(&*device)?;
-        let msi = self
-            .interrupts
-            .vectors(vectors)
-            .map_err(host("interrupt events"))?;
         let irq = PCI_IRQS[usize::from(slot) % PCI_IRQS.len()];
-        let intx = self.interrupts.line(irq).ok_or(BuildError::Slots)?;
+        // Room for the longest BAR of any function.
         let bar = u64::from(slot - 1) * u64::from(VirtioPci::BAR_LEN) + PCI_WINDOW_BASE;
-        let config = VirtioPciConfig {
-            slot: self.host.slot(slot)?,
-            platform: self.platform.clone(),
-            msi,
-            intx,
-            memory: Arc::clone(self.memory),
-            bar_address: u32::try_from(bar).ok().filter(|_| self.place_bars),
-        };
-        let function = shared(VirtioPci::new(device, config)?);
-        self.functions.push(Arc::clone(&function));
-        self.host.add(slot, function)?;
         self.next_slot += 1;
-        Ok(slot)
+        Ok(Place {
+            slot,
+            msi: self
+                .interrupts
+                .vectors(vectors)
+                .map_err(host("interrupt events"))?,
+            intx: self.interrupts.line(irq).ok_or(BuildError::Slots)?,
+            bar: u32::try_from(bar).ok().filter(|_| self.place_bars),
+        })
     }
+}
+
+/// Where a function goes.
+struct Place {
+    slot: u8,
+    msi: Arc<dyn MsiVectors>,
+    intx: Arc<dyn IrqLine>,
+    /// Address of its BAR, if it has one from the start.
+    bar: Option<u32>,
 }
 
 /// The console: its hub, and the ends of both devices, of which one is heard.
@@ -234,8 +270,8 @@ impl Machine {
             next_slot: 1,
             functions: Vec::new(),
         };
-        let (disks, boot_slots) = add_disks(&mut pci, disks)?;
-        boot.set_boot_slots(&boot_slots);
+        let (disks, boot_devices) = add_disks(&mut pci, disks)?;
+        boot.set_boot_slots(&BootDevice::virtio_slots(&boot_devices));
         for nic in nics {
             pci.add(nic.into_device(Arc::clone(&platform.device_loop)))?;
         }
@@ -249,7 +285,7 @@ impl Machine {
         let pci = Arc::new(pci.host);
 
         let wanted = boot.all().any(Boot::fw_cfg);
-        let fw_cfg = wanted.then(|| firmware_data::fw_cfg(&description, &boot_slots));
+        let fw_cfg = wanted.then(|| firmware_data::fw_cfg(&description, &boot_devices));
         let line = |gsi| interrupts.line(gsi).ok_or(BuildError::Slots);
         let legacy = LegacyDevices::new(LegacyConfig {
             platform: &platform,
@@ -391,21 +427,35 @@ fn open_debug(config: &VmConfig) -> Result<Option<Arc<dyn LineSink>>, BuildError
     config.debugcon.as_deref().map(open).transpose()
 }
 
-/// Adds the disks and gives the slots of those to boot from, in order.
+/// Adds the disks and gives those to boot from, in order.
 fn add_disks(
     pci: &mut PciBuilder<'_>,
     open: Vec<OpenDisk>,
-) -> Result<(Vec<Disk>, Vec<u8>), BuildError> {
-    let (mut disks, mut order) = (Vec::new(), Vec::new());
-    for disk in open {
-        let place = disk.boot_order;
+) -> Result<(Vec<Disk>, Vec<BootDevice>), BuildError> {
+    let (mut disks, mut order, mut drives) = (Vec::new(), Vec::new(), Vec::new());
+    for (number, disk) in open.into_iter().enumerate() {
+        let place = disk.boot_order.map(|place| (place, number));
         let (device, disk) = disk.into_device(Arc::clone(&pci.platform.control));
-        let slot = pci.add(Box::new(device))?;
+        match device {
+            DiskDevice::Sata(drive) => drives.push((place, *drive)),
+            DiskDevice::Virtio(device) => {
+                let slot = pci.add(device)?;
+                order.extend(place.map(|place| (place, BootDevice::Virtio { slot })));
+            }
+        }
         disks.push(disk);
-        order.extend(place.map(|place| (place, slot)));
+    }
+    let mut drives = drives.into_iter().peekable();
+    while drives.peek().is_some() {
+        let (places, some): (Vec<_>, Vec<_>) = drives.by_ref().take(ahci::PORTS).unzip();
+        let slot = pci.add_sata(some)?;
+        let on_ports = places.into_iter().enumerate();
+        order.extend(on_ports.filter_map(|(port, place)| {
+            place.map(|place| (place, BootDevice::Sata { slot, port }))
+        }));
     }
     order.sort_unstable();
-    Ok((disks, order.into_iter().map(|(_, slot)| slot).collect()))
+    Ok((disks, order.into_iter().map(|(_, device)| device).collect()))
 }
 
 /// Puts PCI on the buses.

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use edgevmm_block::BlockBackend;
-use edgevmm_config::{ByteSize, DiskAio, DiskConfig, DiskErrorPolicy, VmConfig};
+use edgevmm_config::{ByteSize, DiskAio, DiskBus, DiskConfig, DiskErrorPolicy, VmConfig};
+use edgevmm_devices::ahci::{Drive, DriveConfig, MediaHandle};
 use edgevmm_devices::disk::{Aio, BlockHandle, ErrorPolicy, Rate, RateLimits, Rates};
 use edgevmm_devices::platform::MachineControl;
 use edgevmm_devices::virtio::block::{Block, BlockConfig};
 use uuid::Uuid;
 
-use super::storage::{StorageError, check_aio, open_disk, seed_disk};
+use super::storage::{StorageError, check_aio, open_disc, open_disk, seed_disk};
 
 /// Request queues of a disk by default: more than this gains little and each is a thread.
 const QUEUES_MAX: u16 = 4;
@@ -18,9 +19,26 @@ const QUEUES_MAX: u16 = 4;
 #[derive(Debug)]
 pub struct OpenDisk {
     config: BlockConfig,
-    backend: Arc<dyn BlockBackend>,
+    image: Image,
     /// Its place in the boot order; `None` is not booted from.
     pub boot_order: Option<u32>,
+}
+
+/// What a disk is made of.
+#[derive(Debug)]
+enum Image {
+    Virtio(Arc<dyn BlockBackend>),
+    Sata(Arc<dyn BlockBackend>),
+    CdRom(Option<Arc<dyn BlockBackend>>),
+}
+
+/// A disk as a device.
+#[derive(Debug)]
+pub enum DiskDevice {
+    /// One of its own.
+    Virtio(Box<Block>),
+    /// One on a SATA adapter.
+    Sata(Box<Drive>),
 }
 
 /// A disk of a machine.
@@ -28,10 +46,12 @@ pub struct OpenDisk {
 pub struct Disk {
     /// Its name, such as "disk0" for the first.
     pub name: String,
-    /// Its image.
-    pub backend: Arc<dyn BlockBackend>,
+    /// Its image; none of a CD-ROM drive, where it may change.
+    pub backend: Option<Arc<dyn BlockBackend>>,
     /// The way to the device.
     pub handle: BlockHandle,
+    /// The way to what is in it, of a CD-ROM drive.
+    pub media: Option<MediaHandle>,
 }
 
 /// Opens all disks of `config`, and the seed that it asks for.
@@ -41,14 +61,14 @@ pub struct Disk {
 pub fn open(config: &VmConfig, uuid: Uuid) -> Result<Vec<OpenDisk>, StorageError> {
     let queues = u16::from(config.cpus.count).clamp(1, QUEUES_MAX);
     let mut disks = Vec::new();
-    for (index, disk) in config.disks.iter().enumerate() {
+    for (name, disk) in config.named_disks() {
         check_aio(disk)?;
         disks.push(OpenDisk {
             config: BlockConfig {
                 queues: disk.queues.unwrap_or(queues),
-                ..block_config(format!("disk{index}"), disk)
+                ..block_config(name, disk)
             },
-            backend: open_disk(disk)?,
+            image: open_image(disk)?,
             // Those without a place follow those with one.
             boot_order: Some(disk.bootindex.unwrap_or(u32::MAX)),
         });
@@ -60,11 +80,24 @@ pub fn open(config: &VmConfig, uuid: Uuid) -> Result<Vec<OpenDisk>, StorageError
                 serial: "cloud-init".into(),
                 ..BlockConfig::default()
             },
-            backend: seed_disk(cloud_init, uuid)?,
+            image: Image::Virtio(seed_disk(cloud_init, uuid)?),
             boot_order: None,
         });
     }
     Ok(disks)
+}
+
+fn open_image(disk: &DiskConfig) -> Result<Image, StorageError> {
+    Ok(if disk.is_cdrom() {
+        let disc = (!disk.is_empty()).then(|| open_disc(&disk.path, disk.direct));
+        Image::CdRom(disc.transpose()?)
+    } else {
+        let image = open_disk(disk)?;
+        match disk.bus() {
+            DiskBus::Virtio => Image::Virtio(image),
+            DiskBus::Sata => Image::Sata(image),
+        }
+    })
 }
 
 impl OpenDisk {
@@ -73,21 +106,61 @@ impl OpenDisk {
         &self.config.name
     }
 
-    /// Its image.
-    pub fn backend(&self) -> &dyn BlockBackend {
-        &*self.backend
+    /// Its image; none of a CD-ROM drive, where it may change.
+    pub fn backend(&self) -> Option<&dyn BlockBackend> {
+        match &self.image {
+            Image::Virtio(image) | Image::Sata(image) => Some(&**image),
+            Image::CdRom(_) => None,
+        }
     }
 
     /// Makes the device.
-    pub fn into_device(self, control: Arc<dyn MachineControl>) -> (Block, Disk) {
+    pub fn into_device(self, control: Arc<dyn MachineControl>) -> (DiskDevice, Disk) {
         let name = self.config.name.clone();
-        let block = Block::new(self.config, Arc::clone(&self.backend), control);
+        let (device, backend, handle, media) = match self.image {
+            Image::Virtio(image) => {
+                let block = Block::new(self.config, Arc::clone(&image), control);
+                let handle = block.handle();
+                (
+                    DiskDevice::Virtio(Box::new(block)),
+                    Some(image),
+                    handle,
+                    None,
+                )
+            }
+            Image::Sata(image) => {
+                let drive = Drive::disk(drive_config(self.config), Arc::clone(&image), control);
+                let handle = drive.handle();
+                (DiskDevice::Sata(Box::new(drive)), Some(image), handle, None)
+            }
+            Image::CdRom(disc) => {
+                let config = DriveConfig {
+                    // A scratch on the disc is nothing to pause a machine for.
+                    error_policy: ErrorPolicy::Report,
+                    ..drive_config(self.config)
+                };
+                let drive = Drive::cdrom(config, disc, control);
+                let (handle, media) = (drive.handle(), drive.media());
+                (DiskDevice::Sata(Box::new(drive)), None, handle, media)
+            }
+        };
         let disk = Disk {
             name,
-            backend: self.backend,
-            handle: block.handle(),
+            backend,
+            handle,
+            media,
         };
-        (block, disk)
+        (device, disk)
+    }
+}
+
+fn drive_config(config: BlockConfig) -> DriveConfig {
+    DriveConfig {
+        name: config.name,
+        serial: config.serial,
+        aio: config.aio,
+        error_policy: config.error_policy,
+        rate_limits: config.rate_limits,
     }
 }
 

@@ -5,6 +5,7 @@ use edgevmm_devices::legacy::fw_cfg::{FwCfgError, FwCfgItems, NumberedItems};
 use uuid::Uuid;
 
 use super::BuildError;
+use super::functions::BootDevice;
 use crate::boot::pvh::Tables;
 use crate::layout::{ACPI_TABLES, COM1_PORT};
 use crate::tables::acpi::{AcpiConfig, AcpiTables};
@@ -75,10 +76,10 @@ pub(super) fn placed(description: &Description, config_ports: bool) -> Result<Ta
     })
 }
 
-/// The items that SeaBIOS asks for. It boots from `boot_slots` in that order.
+/// The items that SeaBIOS asks for. It boots from `devices` in that order.
 pub(super) fn fw_cfg(
     description: &Description,
-    boot_slots: &[u8],
+    devices: &[BootDevice],
 ) -> Result<FwCfgItems, FwCfgError> {
     let highest = description.apic_ids.iter().max().copied().unwrap_or(0);
     let mut items = FwCfgItems::new(NumberedItems {
@@ -95,7 +96,7 @@ pub(super) fn fw_cfg(
     for (name, bytes) in files {
         items.add_file(name, bytes)?;
     }
-    items.add_file("bootorder", boot_order(boot_slots).into_bytes())?;
+    items.add_file("bootorder", boot_order(devices).into_bytes())?;
     let port = u64::from(COM1_PORT).to_le_bytes().to_vec();
     items.add_file("etc/sercon-port", port)?;
     let wait = BOOT_FAIL_WAIT_MS.to_le_bytes().to_vec();
@@ -103,11 +104,9 @@ pub(super) fn fw_cfg(
     Ok(items)
 }
 
-/// Paths in OpenFirmware's form, a line each.
-fn boot_order(slots: &[u8]) -> String {
-    let paths = slots
-        .iter()
-        .map(|slot| format!("/pci@i0cf8/scsi@{slot:x}/disk@0,0\n"));
+/// The devices to boot from, a line each.
+fn boot_order(devices: &[BootDevice]) -> String {
+    let paths = devices.iter().map(|device| device.path() + "\n");
     paths.collect::<String>() + "\0"
 }
 
@@ -116,11 +115,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn boot_order_is_in_hexadecimal() {
-        let order = boot_order(&[1, 10]);
+    fn the_boot_order_has_a_line_for_each_device() {
+        let order = boot_order(&[
+            BootDevice::Virtio { slot: 1 },
+            BootDevice::Virtio { slot: 2 },
+        ]);
         assert_eq!(
             order,
-            "/pci@i0cf8/scsi@1/disk@0,0\n/pci@i0cf8/scsi@a/disk@0,0\n\0"
+            "/pci@i0cf8/scsi@1/disk@0,0\n/pci@i0cf8/scsi@2/disk@0,0\n\0"
         );
     }
 }

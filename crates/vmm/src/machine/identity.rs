@@ -13,7 +13,8 @@ const MAC_PREFIX: [u8; 3] = [0x52, 0x54, 0x00];
 pub fn uuid(config: &VmConfig) -> Uuid {
     config.identity.uuid.unwrap_or_else(|| {
         let mut seed = config.name.clone().unwrap_or_default();
-        if let Some(disk) = config.disks.first() {
+        // What is in a CD-ROM drive comes and goes.
+        if let Some(disk) = config.disks.iter().find(|disk| !disk.is_cdrom()) {
             let path = std::path::absolute(&disk.path).unwrap_or_else(|_| disk.path.clone());
             seed.push('\0');
             seed.push_str(&path.to_string_lossy());

@@ -8,6 +8,7 @@ mod boot_choice;
 mod builder;
 pub mod disks;
 mod firmware_data;
+mod functions;
 pub mod identity;
 mod legacy;
 mod network;
@@ -18,18 +19,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use edgevmm_devices::GuestMemory;
-use edgevmm_devices::bus::{Shared, lock};
+use edgevmm_devices::ahci::MediaHandle;
 use edgevmm_devices::disk::BlockHandle;
 use edgevmm_devices::legacy::boot_port::BootPhase;
 use edgevmm_devices::pci::PciHost;
 use edgevmm_devices::virtio::balloon::BalloonHandle;
 use edgevmm_devices::virtio::console::Resizer;
-use edgevmm_devices::virtio::transport::VirtioPci;
 
 pub use builder::BuildError;
 pub use network::NetworkError;
 pub use state::MachineState;
-pub use storage::{Overlay, StorageError, disk_paths, overlay_of};
+pub use storage::{Overlay, StorageError, disk_paths, open_disc, overlay_of};
 
 use crate::boot::{BootError, BootPlan};
 use crate::console::ConsoleHub;
@@ -39,6 +39,7 @@ use crate::kvm::interrupts::Interrupts;
 use crate::kvm::vcpu::Vcpus;
 use crate::kvm::{ChipState, KvmError, Vm};
 use disks::Disk;
+use functions::Function;
 use legacy::LegacyDevices;
 use network::NetHelper;
 
@@ -64,7 +65,7 @@ pub struct Machine {
     vcpus: Vcpus,
     pci: Arc<PciHost>,
     /// The functions on the bus by rising slot.
-    functions: Vec<Shared<VirtioPci>>,
+    functions: Vec<Function>,
     legacy: LegacyDevices,
     disks: Vec<Disk>,
     _device_thread: DeviceThread,
@@ -113,11 +114,17 @@ impl Machine {
         self.balloon.clone()
     }
 
+    /// The ways to what is in the machine's CD-ROM drives, by name.
+    pub fn drives(&self) -> Vec<(String, MediaHandle)> {
+        let way = |disk: &Disk| Some((disk.name.clone(), disk.media.clone()?));
+        self.disks.iter().filter_map(way).collect()
+    }
+
     /// Lets the vCPUs run, and the devices if they were suspended. Disks try again what the host
     /// has failed.
     pub fn resume(&self) {
         for function in &self.functions {
-            lock(function).resume();
+            function.resume();
         }
         for disk in &self.disks {
             disk.handle.retry();
@@ -189,10 +196,10 @@ impl Machine {
         self.pci.reset_all();
         let mut failed = Vec::new();
         for disk in &self.disks {
-            if disk.backend.read_only() {
+            let Some(backend) = disk.backend.as_ref().filter(|disk| !disk.read_only()) else {
                 continue;
-            }
-            if let Err(error) = disk.backend.flush() {
+            };
+            if let Err(error) = backend.flush() {
                 failed.push(format!("{}: {}", disk.name, with_sources(&error)));
             }
         }
@@ -208,7 +215,7 @@ impl Machine {
 }
 
 /// An error with what caused it, in one line.
-fn with_sources(error: &dyn std::error::Error) -> String {
+pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -1,12 +1,11 @@
 //! The state of a machine beside its memory and its disks: what another VMM goes on from.
 
-use edgevmm_devices::bus::lock;
 use edgevmm_devices::pci::PciHostState;
 use edgevmm_devices::state::same;
-use edgevmm_devices::virtio::transport::VirtioPciState;
 use serde::{Deserialize, Serialize};
 
 use super::Machine;
+use super::functions::FunctionState;
 use super::legacy::LegacyState;
 use crate::kvm::vcpu_state::VcpuState;
 use crate::kvm::{ChipState, KvmError};
@@ -23,7 +22,7 @@ pub struct MachineState {
     /// How many ways to start the guest were given up.
     given_up: u32,
     /// Of the functions by rising slot.
-    functions: Vec<VirtioPciState>,
+    functions: Vec<FunctionState>,
 }
 
 impl Machine {
@@ -36,7 +35,7 @@ impl Machine {
         // Devices first: the interrupts that they raise on the way show in the controllers.
         Ok(MachineState {
             functions: (self.functions.iter())
-                .map(|function| lock(function).suspend())
+                .map(|function| function.suspend())
                 .collect(),
             given_up: self.boot.given_up(),
             pci: self.pci.state(),
@@ -70,7 +69,7 @@ impl Machine {
         self.vm.set_clock(state.clock)?;
         self.vcpus.restore(&state.vcpus)?;
         for (function, state) in self.functions.iter().zip(&state.functions) {
-            lock(function).restore(state)?;
+            function.restore(state)?;
         }
         self.pci.restore(&state.pci)?;
         self.legacy.restore(&state.legacy)?;

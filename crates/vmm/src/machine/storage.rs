@@ -2,7 +2,7 @@
 
 use std::fs::{DirBuilder, File};
 use std::io::{Read, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,6 +16,11 @@ use uuid::Uuid;
 
 /// Largest file that goes into a seed: cloud-init's own limit is far below.
 const SEED_FILE_MAX: u64 = 1 << 20;
+
+/// Bytes of a block of an ISO image.
+const ISO_BLOCK: u64 = 2048;
+/// Where an ISO image describes itself.
+const ISO_DESCRIPTOR: u64 = 16 * ISO_BLOCK;
 
 /// Why a machine's disks can't be had.
 #[derive(Debug, thiserror::Error)]
@@ -234,6 +239,45 @@ pub fn open_disk(disk: &DiskConfig) -> Result<Arc<dyn BlockBackend>, StorageErro
         grow(&overlay.path, &*opened, size)?;
     }
     Ok(opened)
+}
+
+/// Opens a disc for a CD-ROM drive: a file or block device as it is, whatever it looks like.
+///
+/// # Errors
+/// Fails when it is missing, empty or may not be read.
+pub fn open_disc(path: &Path, direct: bool) -> Result<Arc<dyn BlockBackend>, StorageError> {
+    let error = |source| StorageError::disk(path, source);
+    let file = edgevmm_block::open_path(path, false).map_err(error)?;
+    warn_if_cut_short(path, &file);
+    let options = DiskOptions {
+        format: Some(ImageFormat::Raw),
+        read_only: true,
+        direct,
+        ..DiskOptions::new(file, path.display().to_string())
+    };
+    edgevmm_block::open(options).map_err(error)
+}
+
+/// Tells of an ISO image that lacks its end, as an interrupted download does. The guest gets errors
+/// there.
+fn warn_if_cut_short(path: &Path, file: &File) {
+    let mut descriptor = [0; 88];
+    let read = file.read_exact_at(&mut descriptor, ISO_DESCRIPTOR);
+    let (Ok(()), Ok(metadata)) = (read, file.metadata()) else {
+        return;
+    };
+    if !metadata.is_file() || descriptor[..6] != *b"\x01CD001" {
+        return;
+    }
+    let [.., a, b, c, d, _, _, _, _] = descriptor;
+    let blocks = u32::from_le_bytes([a, b, c, d]);
+    let (wanted, found) = (u64::from(blocks) * ISO_BLOCK, metadata.len());
+    if found < wanted {
+        tracing::warn!(
+            "The ISO image {} has {found} bytes of {wanted}: its end is missing",
+            path.display()
+        );
+    }
 }
 
 fn with_choices(disk: &DiskConfig, options: DiskOptions) -> DiskOptions {
