@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use edgevmm_fast::Decline;
 use edgevmm_fast::bls;
 use edgevmm_fast::choice::Volumes;
-use edgevmm_fast::disk::{Disk, SECTOR, Sectors};
+use edgevmm_fast::disk::{Disk, SECTOR, SECTOR_LEN, Sectors};
 use edgevmm_fast::grub::{self, By, Devices, Kind};
 use edgevmm_fast::linux::{HEAD_LEN, Header};
 use edgevmm_fast::start_info::{MapEntry, MemoryMap};
@@ -56,7 +56,7 @@ impl Devices for Files {
     }
 
     fn search(&self, _: By, value: &str) -> Result<Option<String>, Decline> {
-        Ok((value.len() % 2 == 0).then(|| "hd0,gpt1".to_owned()))
+        Ok(value.len().is_multiple_of(2).then(|| "hd0,gpt1".to_owned()))
     }
 }
 
@@ -111,7 +111,7 @@ pub fn disk(input: &[u8]) {
 fn unpack(mut input: &[u8]) -> Vec<u8> {
     let mut disk = vec![0; DISK_LEN];
     while let Some(([a, b, c, d], rest)) = input.split_first_chunk() {
-        let start = usize::from(u16::from_le_bytes([*a, *b])) * SECTOR as usize;
+        let start = usize::from(u16::from_le_bytes([*a, *b])) * SECTOR_LEN;
         let len = usize::from(u16::from_le_bytes([*c, *d])).min(rest.len());
         let (bytes, rest) = rest.split_at(len);
         if let Some(place) = disk.get_mut(start..start + len) {

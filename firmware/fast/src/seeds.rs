@@ -8,7 +8,8 @@ mod fast;
 
 #[test]
 fn the_targets_take_their_seeds() {
-    let targets: [(&str, fn(&[u8])); 3] = [
+    type Target = fn(&[u8]);
+    let targets: [(&str, Target); 3] = [
         ("fast_disk", fast::disk),
         ("fast_grub", fast::grub),
         ("fast_entries", fast::entries),
