@@ -162,6 +162,13 @@ impl Host {
         self.shared(&prepare::busybox()?)
     }
 
+    /// The path of the boot firmware beside `edgevmm`.
+    #[must_use]
+    pub fn fast_firmware(&self) -> String {
+        let firmware = binary::firmware(Path::new(&self.edgevmm));
+        firmware.display().to_string()
+    }
+
     /// A call of `edgevmm`, whose machines are this test's own.
     #[must_use]
     pub fn edgevmm<S: Into<String>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {

@@ -2,7 +2,7 @@
 //! not understand is left to SeaBIOS.
 
 use anyhow::{Result, ensure};
-use edgevmm_e2e::{Command, Guest, Host, Image, Limit, SMALL, image, on_host};
+use edgevmm_e2e::{Command, Guest, Host, Image, Limit, SMALL, as_root, image, on_host};
 
 /// SIGINT and SIGTERM.
 const INTERRUPT: i32 = 2;
@@ -10,6 +10,9 @@ const TERMINATE: i32 = 15;
 
 /// Makes the shell of the mini disk go back to its start.
 const REBOOT: &str = "sync; reboot -f\n";
+
+/// The most that the firmware may take of a package.
+const FIRMWARE_MAX: u64 = 200 << 10;
 
 /// Boots the mini disk from a copy of its own.
 fn mini<'h>(host: &'h Host, firmware: &str) -> Result<Guest<'h>> {
@@ -87,6 +90,27 @@ fn what_is_not_understood_is_left_to_the_bios_until_it_is_gone() -> Result<()> {
             "{}",
             output.stderr
         );
+        Ok(())
+    })
+}
+
+/// Exits of the only guest until its shell, by KVM's count.
+fn exits(host: &Host, firmware: &str) -> Result<u64> {
+    let mut guest = mini(host, firmware)?;
+    guest.expect_mini()?;
+    let count = host.ok(&Command::script("cat /sys/kernel/debug/kvm/*/exits"))?;
+    guest.type_in("poweroff -f\n")?;
+    guest.end(Limit::Boot)?.expect_code(0)?;
+    Ok(count.trim().parse()?)
+}
+
+#[test]
+fn it_is_small_and_takes_few_exits() -> Result<()> {
+    as_root(|host| {
+        let len = host.ok(&Command::new("stat").args(["-c", "%s", &host.fast_firmware()]))?;
+        ensure!(len.trim().parse::<u64>()? < FIRMWARE_MAX, "{len} bytes");
+        let (fast, bios) = (exits(host, "fast")?, exits(host, "bios")?);
+        ensure!(fast * 10 < bios * 4, "{fast} exits, and {bios} by SeaBIOS");
         Ok(())
     })
 }
