@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 mod driver;
+#[path = "driver/sata.rs"]
+mod sata_driver;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::{self, ErrorKind, Write};
@@ -13,8 +15,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use edgevmm_block::{DiskOptions, open};
 use edgevmm_devices::GuestMemory;
+use edgevmm_devices::ahci::{Ahci, AhciConfig, Drive, DriveConfig};
 use edgevmm_devices::disk::{Aio, Rate};
-use edgevmm_devices::platform::{DeviceLoop, LoopHandler, MachineControl, MachineRequest};
+use edgevmm_devices::pci::{PciFunction, PciHost};
+use edgevmm_devices::platform::{
+    DeviceLoop, IrqLine, LoopHandler, MachineControl, MachineRequest, MsiMessage, MsiVectors,
+};
 use edgevmm_devices::virtio::block::{Block, BlockConfig};
 use edgevmm_devices::virtio::net::{GuestOffloads, Net, NetBackend, NetConfig};
 use edgevmm_devices::virtio::{Activation, ActiveQueue, DriverError, Notifier, VirtioDevice};
@@ -22,6 +28,7 @@ use event_manager::{EventManager, SubscriberId, SubscriberOps};
 use vm_memory::{GuestAddress, VolatileSlice};
 
 use driver::{Driver, RINGS, readable, writable};
+use sata_driver::{Adapter, Ata, CI, Port, SACT};
 
 /// Counts the process's allocations.
 struct Counting;
@@ -160,6 +167,108 @@ fn block(aio: Aio, direct: bool) {
     }
     assert_eq!(driver.read(DATA, 4096), [0x5a; 4096]);
     assert!(!quiet.broken.load(Ordering::Relaxed));
+}
+
+/// Interrupts that nobody waits for.
+#[derive(Debug)]
+struct Unheard;
+
+impl IrqLine for Unheard {
+    fn set_level(&self, _: bool) {}
+}
+
+impl MsiVectors for Unheard {
+    fn route(&self, _: u16, _: Option<MsiMessage>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn trigger(&self, _: u16) {}
+
+    fn pending(&self, _: u16) -> bool {
+        false
+    }
+
+    fn clear(&self, _: u16) {}
+}
+
+#[derive(Debug)]
+struct Registers(Ahci);
+
+impl Adapter for Registers {
+    fn read(&mut self, offset: u64) -> u32 {
+        let mut bytes = [0; 4];
+        self.0.bar_read(5, offset, &mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+
+    fn write(&mut self, offset: u64, value: u32) {
+        self.0.bar_write(5, offset, &value.to_le_bytes());
+    }
+}
+
+/// An adapter whose first port is started.
+fn adapter(drives: Vec<Drive>) -> (Registers, Port) {
+    let memory = memory();
+    let host = PciHost::new(0..0).unwrap();
+    let config = AhciConfig {
+        slot: host.slot(1).unwrap(),
+        msi: Arc::new(Unheard),
+        intx: Arc::new(Unheard),
+        memory: memory.clone(),
+        bar_address: None,
+    };
+    let mut adapter = Registers(Ahci::new(drives, config).unwrap());
+    let port = Port::new(&memory, 0);
+    port.start(&mut adapter);
+    (adapter, port)
+}
+
+fn sata(aio: Aio, direct: bool) {
+    let mut image = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    image.write_all(&vec![0x5a; 1 << 20]).unwrap();
+    let open = |read_only| {
+        let options = DiskOptions {
+            direct,
+            read_only,
+            ..DiskOptions::new(image.reopen().unwrap(), "disk")
+        };
+        open(options).unwrap()
+    };
+    let config = DriveConfig {
+        aio,
+        ..DriveConfig::default()
+    };
+    let drives = if direct {
+        vec![Drive::disk(config, open(false), Arc::new(NoControl))]
+    } else {
+        let disc = Some(open(true));
+        vec![Drive::cdrom(config, disc, Arc::new(NoControl))]
+    };
+    let (mut adapter, port) = adapter(drives);
+    let pieces = [(DATA, 2048), (DATA + 0x2000, 2048)];
+    if !direct {
+        let read = Ata::packet([0x28, 0, 0, 0, 0, 3, 0, 0, 2, 0, 0, 0]);
+        let count = allocations(|| assert_eq!(port.run(&mut adapter, &read, &pieces), 0x50));
+        assert_eq!(count, 0, "a packet, {aio:?}");
+        return;
+    }
+    for command in [0xc8, 0xca, 0xe7, 0xec, 0x60, 0x61] {
+        let count = allocations(|| {
+            if command & 0xf0 != 0x60 {
+                let ata = Ata::new(command, 8, 8);
+                assert_eq!(port.run(&mut adapter, &ata, &pieces), 0x50);
+                return;
+            }
+            for slot in 0..8 {
+                let ata = Ata::queued(command, slot, 8 * slot as u64, 8);
+                port.prepare(slot, &ata, &pieces);
+            }
+            adapter.write(0x100 + SACT, 0xff);
+            adapter.write(0x100 + CI, 0xff);
+            assert_eq!(port.wait(&mut adapter, 0xff), 0x50);
+        });
+        assert_eq!(count, 0, "command {command:#x}, {aio:?}");
+    }
 }
 
 /// A device loop that the test runs by hand.
@@ -311,6 +420,7 @@ fn requests_and_frames_do_not_allocate() {
     for aio in [Aio::Auto, Aio::Threads] {
         for direct in [false, true] {
             block(aio, direct);
+            sata(aio, direct);
         }
     }
     net();
