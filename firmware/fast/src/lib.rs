@@ -6,6 +6,7 @@
 //! would have without this one. Nothing is ever written to a disk.
 
 #![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
 
 extern crate alloc;
 // The fuzz targets name this crate as others see it.
