@@ -1,10 +1,14 @@
 //! Which firmware starts a guest, and what it keeps.
 
+use std::path::PathBuf;
+
 use anyhow::{Result, ensure};
 use edgevmm_e2e::{Command, Guest, Host, Image, Limit, SMALL, image, on_host, on_this_machine};
 
 /// SIGTERM presses the power button.
 const TERMINATE: i32 = 15;
+/// SIGKILL is to the VMM what a power cut is to the host.
+const KILL: i32 = 9;
 
 /// Waits until everything of the distribution is started.
 fn expect_ready(guest: &mut Guest<'_>) -> Result<String> {
@@ -68,6 +72,26 @@ fn the_partition_table_chooses() -> Result<()> {
     })
 }
 
+/// The boot menu lists the disks, and boots the one that is chosen.
+#[test]
+fn the_boot_menu_chooses_a_disk() -> Result<()> {
+    let disk = image(Image::Mini)?.mini_qcow2();
+    on_host(|host| {
+        let disk = host.copy(&disk, "disk.qcow2")?;
+        host.ok(&Command::script("truncate -s 1M blank.raw"))?;
+        let arguments = ["run", "--boot-menu", "blank.raw"].iter().chain(&SMALL);
+        let mut guest = Guest::start(host, arguments.copied().chain([disk.as_str()]))?;
+        guest.expect("Press ESC for boot menu", Limit::Boot)?;
+        guest.type_in("\x1b")?;
+        guest.expect("2. ", Limit::Boot)?;
+        guest.type_in("2")?;
+        guest.expect_mini()?;
+        guest.type_in("poweroff\n")?;
+        guest.end(Limit::Boot)?.expect_code(0)?;
+        Ok(())
+    })
+}
+
 /// Refusals of a disk with this firmware say all of `words` and exit with 2.
 fn refused(host: &Host, arguments: &[&str], words: &[&str]) -> Result<()> {
     let run = ["run", "--net", "none"].iter().chain(arguments).copied();
@@ -102,5 +126,46 @@ fn files_that_are_no_firmware_are_refused() -> Result<()> {
             &["--firmware", "bios", "--uefi", &uefi],
             &["--uefi", "leave out"],
         )
+    })
+}
+
+const VARIABLE: &str = "/sys/firmware/efi/efivars/E2e-c0ffee00-1234-4321-8765-000000000001";
+
+/// What a guest writes to its UEFI variables is in their file when the write returns: the VMM is
+/// killed right after it. The next run, by an older OVMF, finds it.
+#[test]
+fn variables_outlive_a_power_cut() -> Result<()> {
+    let (disk, firmware) = (image(Image::Debian12)?.debian12(), image(Image::Firmware)?);
+    on_host(|host| {
+        let disk = host.copy(&disk, "disk.qcow2")?;
+        let start = |[code, vars]: [PathBuf; 2]| {
+            let code = host.copy(&code, "OVMF_CODE.fd")?;
+            host.copy(&vars, "OVMF_VARS.fd")?;
+            let machine = ["run", "--cpus", "2", "--memory", "768M", "--net", "none"];
+            let boot = ["--uefi", &code, "--uefi-vars", "vm.vars", "--snapshot"];
+            let arguments = machine.into_iter().chain(boot).chain([disk.as_str()]);
+            let mut guest = Guest::start(host, arguments)?;
+            let report = expect_ready(&mut guest)?;
+            ensure!(
+                report.contains("fw=uefi") && report.contains("cpus=2"),
+                "{report}"
+            );
+            guest.type_in("\n")?;
+            guest.log_in("root", "root")?;
+            // What the firmware's tables say is all there.
+            guest.sh("dmesg -n 1; test -d /sys/firmware/acpi/tables/data")?;
+            guest.sh("cat /sys/class/dmi/id/sys_vendor | grep -qx edgevmm")?;
+            Ok::<_, anyhow::Error>(guest)
+        };
+        let mut guest = start(firmware.ovmf())?;
+        guest.sh(&format!("printf '\\007\\000\\000\\000kept' > {VARIABLE}"))?;
+        guest.signal(KILL)?;
+        drop(guest);
+
+        let mut guest = start(firmware.old_ovmf())?;
+        guest.sh(&format!("tail -c 4 {VARIABLE} | grep -qx kept"))?;
+        guest.signal(TERMINATE)?;
+        guest.end(Limit::Distribution)?.expect_code(0)?;
+        Ok(())
     })
 }

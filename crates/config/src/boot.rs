@@ -66,6 +66,11 @@ pub struct BootConfig {
     /// UEFI image; that of the host's packages when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uefi: Option<PathBuf>,
+    /// File that keeps the guest's UEFI variables from run to run. Made when it is not there yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uefi_vars: Option<PathBuf>,
+    /// The firmware waits for a key that shows what it can boot from.
+    pub menu: bool,
 }
 
 /// What the cloud-init seed tells the guest.

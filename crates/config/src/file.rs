@@ -137,6 +137,7 @@ impl VmConfig {
             &mut boot.initrd,
             &mut boot.bios,
             &mut boot.uefi,
+            &mut boot.uefi_vars,
         ];
         let seed = self.cloud_init.iter_mut();
         let seed = seed.flat_map(|seed| {

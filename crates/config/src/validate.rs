@@ -71,8 +71,15 @@ pub enum ConfigError {
         /// What was chosen.
         firmware: FirmwareChoice,
     },
+    /// A boot menu without firmware.
+    #[error(
+        "A kernel starts without firmware, so there is no menu: leave out --kernel or --boot-menu"
+    )]
+    KernelAndMenu,
     /// Files for two firmwares.
-    #[error("`--bios` and `--uefi` are for different firmware: leave out one of both")]
+    #[error(
+        "`--bios` and `--uefi` or `--uefi-vars` are for different firmware: leave out one of both"
+    )]
     BiosAndUefi,
     /// The command line is too long or not a line.
     #[error("The kernel command line has {0}: keep it to one line of at most {MAX_CMDLINE} bytes")]

@@ -213,7 +213,8 @@ pub enum FirmwareArg {
     Auto,
     /// SeaBIOS: boots MBR disks and GPT disks with a BIOS boot partition
     Bios,
-    /// UEFI: boots \EFI\BOOT\BOOTX64.EFI of a disk's EFI system partition
+    /// UEFI: boots \EFI\BOOT\BOOTX64.EFI of a disk's EFI system partition, or the boot entries in
+    /// --uefi-vars
     Uefi,
     /// edgevmm's own: starts the disk's Linux kernel without a boot loader, or leaves the disk to
     /// bios or uefi
@@ -253,9 +254,18 @@ pub struct BootArgs {
     /// BIOS image [default: SeaBIOS of the host]
     #[arg(long, value_name = "FILE")]
     pub bios: Option<PathBuf>,
-    /// UEFI image, such as CLOUDHV.fd [default: that of the host's packages]
+    /// UEFI image: CLOUDHV.fd, or OVMF's code [default: what the host's packages have; OVMF with
+    /// --uefi-vars]
     #[arg(long, value_name = "FILE")]
     pub uefi: Option<PathBuf>,
+    /// Keep the guest's UEFI variables (boot entries and the like) in this file from run to run,
+    /// by OVMF. Made when it is not there yet
+    #[arg(long, value_name = "FILE")]
+    pub uefi_vars: Option<PathBuf>,
+    /// Have the firmware wait a few seconds for ESC, which shows what it can boot from (SeaBIOS and
+    /// OVMF)
+    #[arg(long)]
+    pub boot_menu: bool,
     /// Write the messages of the firmware's debug port to a file, or to standard error with -
     #[arg(long, value_name = "FILE")]
     pub debugcon: Option<PathBuf>,

@@ -71,6 +71,8 @@ pub fn failure(error: VmmError) -> Failure {
                 | BootError::NoRoom(_)
                 | BootError::CommandLine { .. }
                 | BootError::NotFirmware { .. }
+                | BootError::NotVars(_)
+                | BootError::KeepsNoVars(_)
                 | BootError::FirmwareSize { .. },
             )
             | BuildError::Network(NetworkError::Ipv6 { .. })

@@ -46,6 +46,8 @@ pub fn resolve(args: RunArgs) -> Result<VmConfig, Failure> {
     set_some(&mut vm.boot.cmdline, boot.cmdline);
     set_some(&mut vm.boot.bios, boot.bios);
     set_some(&mut vm.boot.uefi, boot.uefi);
+    set_some(&mut vm.boot.uefi_vars, boot.uefi_vars);
+    vm.boot.menu |= boot.boot_menu;
     set_some(&mut vm.debugcon, boot.debugcon);
 
     let disks: Vec<_> = images

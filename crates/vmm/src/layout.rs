@@ -18,14 +18,16 @@ pub const ECAM_RESERVED_LEN: u64 = 0x1000_0000;
 pub const PCI_WINDOW_BASE: u64 = 0xc000_0000;
 /// Length of the window of the PCI memory BARs.
 pub const PCI_WINDOW_LEN: u64 = IOAPIC_BASE - PCI_WINDOW_BASE;
+/// Where OVMF may put ECAM beside [`ECAM_BASE`]: which of both depends on its version.
+pub const OVMF_ECAM_BASE: u64 = 0xe000_0000;
 /// I/O APIC registers.
 pub const IOAPIC_BASE: u64 = 0xfec0_0000;
 /// Local APIC registers.
 pub const LAPIC_BASE: u64 = 0xfee0_0000;
 /// One page for KVM's real-mode identity map (Intel without unrestricted guest).
-pub const IDENTITY_MAP: u64 = 0xfffb_c000;
+pub const IDENTITY_MAP: u64 = 0xfeff_c000;
 /// Three pages for KVM's real-mode TSS (Intel without unrestricted guest).
-pub const KVM_TSS: u64 = 0xfffb_d000;
+pub const KVM_TSS: u64 = 0xfeff_d000;
 /// End of the firmware ROM; its size says where it starts.
 pub const FIRMWARE_END: u64 = HIGH_RAM_START;
 
@@ -74,5 +76,12 @@ pub const SCI_IRQ: u32 = 9;
 /// SeaBIOS writes into the functions of a q35. ISA lines that both PIC and I/O APIC have, so guests
 /// without APIC work as well.
 pub const PCI_IRQS: [u32; 4] = [10, 10, 11, 11];
+/// What OVMF leaves to PCI below 4 GiB, with `ram` bytes of RAM: ECAM and the memory BARs. It
+/// begins where a range that is a power of two ends at 4 GiB, at least half of that.
+pub fn ovmf_pci_hole(ram: u64) -> std::ops::Range<u64> {
+    const HALF: u64 = 2 << 30;
+    (if ram <= HALF { HALF } else { ECAM_BASE })..IOAPIC_BASE
+}
+
 /// Number of slots on the only PCI bus.
 pub const PCI_SLOTS: u8 = 32;

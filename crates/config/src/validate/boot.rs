@@ -13,6 +13,7 @@ pub fn check_boot(boot: &BootConfig, disks: bool) -> Result<(), ConfigError> {
         ("initrd", &boot.initrd),
         ("BIOS", &boot.bios),
         ("UEFI", &boot.uefi),
+        ("UEFI variables", &boot.uefi_vars),
     ] {
         path.as_deref()
             .map_or(Ok(()), |path| check_path(what, path))?;
@@ -25,10 +26,15 @@ pub fn check_boot(boot: &BootConfig, disks: bool) -> Result<(), ConfigError> {
 }
 
 /// Files for firmware, and which that is.
-fn files(boot: &BootConfig) -> [(&'static str, FirmwareChoice, bool); 2] {
+fn files(boot: &BootConfig) -> [(&'static str, FirmwareChoice, bool); 3] {
     [
         ("--bios", FirmwareChoice::Bios, boot.bios.is_some()),
         ("--uefi", FirmwareChoice::Uefi, boot.uefi.is_some()),
+        (
+            "--uefi-vars",
+            FirmwareChoice::Uefi,
+            boot.uefi_vars.is_some(),
+        ),
     ]
 }
 
@@ -37,6 +43,7 @@ fn check_kernel(boot: &BootConfig) -> Result<(), ConfigError> {
         return Err(ConfigError::KernelAndFile(what));
     }
     match boot.firmware {
+        _ if boot.menu => Err(ConfigError::KernelAndMenu),
         FirmwareChoice::Auto | FirmwareChoice::None => {
             boot.cmdline.as_deref().map_or(Ok(()), check_cmdline)
         }
@@ -54,7 +61,9 @@ fn check_firmware(boot: &BootConfig, disks: bool) -> Result<(), ConfigError> {
         _ if boot.initrd.is_some() => Err(ConfigError::NoKernel("initrd")),
         _ if boot.cmdline.is_some() => Err(ConfigError::NoKernel("cmdline")),
         FirmwareChoice::None => Err(ConfigError::NeitherKernelNorFirmware),
-        _ if boot.bios.is_some() && boot.uefi.is_some() => Err(ConfigError::BiosAndUefi),
+        _ if boot.bios.is_some() && (boot.uefi.is_some() || boot.uefi_vars.is_some()) => {
+            Err(ConfigError::BiosAndUefi)
+        }
         _ if !disks => Err(ConfigError::NothingToBoot),
         _ => other.map_or(Ok(()), |(what, ..)| {
             Err(ConfigError::OtherFirmware { what, firmware })
@@ -122,7 +131,11 @@ mod tests {
                 "firmware: bios, uefi: u",
                 "`--uefi` is of no use to --firmware bios",
             ),
+            ("firmware: bios, uefi_vars: v", "`--uefi-vars` is of no use"),
             ("bios: b, uefi: u", "are for different firmware"),
+            ("bios: b, uefi_vars: v", "are for different firmware"),
+            ("uefi_vars: ''", "path of the UEFI variables is empty"),
+            ("kernel: k, menu: true", "leave out --kernel or --boot-menu"),
             ("kernel: k, bios: b", "leave out --kernel or `--bios`"),
             ("kernel: k, uefi: u", "leave out --kernel or `--uefi`"),
             ("firmware: uefi, initrd: i", "`initrd` needs a kernel"),

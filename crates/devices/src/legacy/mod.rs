@@ -7,5 +7,6 @@ pub mod cmos;
 pub mod debug_port;
 pub mod fw_cfg;
 pub mod i8042;
+pub mod pflash;
 pub mod pvpanic;
 pub mod serial;

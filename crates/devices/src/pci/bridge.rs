@@ -1,8 +1,8 @@
 //! The host bridge at 00:00.0: what firmware wants to see of an Intel Q35 (MCH), or the bridge by
 //! which UEFI built for Cloud Hypervisor knows its machine.
 //!
-//! PAM and PCIEXBAR are plain storage. The memory they would shadow is always RAM, and ECAM is
-//! decoded at a fixed address, the one that SeaBIOS programs; moving it has no effect.
+//! PAM is plain storage, as the memory it would shadow is always RAM. PCIEXBAR is storage, too,
+//! where ECAM is decoded at a fixed address, the one that SeaBIOS programs; OVMF moves it.
 
 use super::config_space::{ConfigSpace, ConfigSpaceBuilder, ConfigSpaceState, Identity};
 use super::{DecodedBars, PciFunction, PciSlot};
@@ -63,6 +63,13 @@ impl HostBridge {
         let vendor = u32::from(IDENTITY.vendor);
         let id = vendor | u32::from(model.device()) << 16;
         self.config.set_constant(0, id);
+    }
+
+    /// Where PCIEXBAR puts ECAM, if it does.
+    pub(super) fn ecam(&self) -> Option<u64> {
+        const ENABLE: u32 = 1;
+        let [low, high] = PCIEXBAR.map(|(register, _)| self.config.page().load(register));
+        (low & ENABLE != 0).then_some(u64::from(high) << 32 | u64::from(low & 0xf000_0000))
     }
 
     pub(super) fn state(&self) -> ConfigSpaceState {

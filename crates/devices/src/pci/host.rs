@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Debug};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
@@ -21,6 +21,9 @@ const ADDRESS_ENABLE: u32 = 1 << 31;
 const RESET_CPU: u8 = 1 << 2;
 /// The bits of the reset control register: reset kind, trigger and full reset.
 const RESET_BITS: u8 = 0b1110;
+
+/// Length of ECAM: 256 buses, of which all but the first are empty.
+const ECAM_LEN: u64 = 256 << 20;
 
 /// What a function needs to have of the bus it is put on.
 #[derive(Debug)]
@@ -44,6 +47,11 @@ pub struct PciHost {
     functions: [Option<Arc<Mutex<dyn PciFunction>>>; SLOTS as usize],
     /// What is decoded, by slot. Taken while a function's lock is held, never before it.
     mappings: RwLock<Vec<Mapping>>,
+    /// Where ECAM is in the window, if it is there, as long as the bridge's PCIEXBAR puts it
+    /// nowhere.
+    first_ecam: Option<u64>,
+    /// Where it is now; 0 for nowhere in the window.
+    ecam: AtomicU64,
     /// Whether the configuration ports answer.
     config_ports: AtomicBool,
     /// The configuration address register.
@@ -77,10 +85,36 @@ impl PciHost {
             bridge,
             functions,
             mappings: RwLock::default(),
+            first_ecam: None,
+            ecam: AtomicU64::new(0),
             config_ports: AtomicBool::new(true),
             address: AtomicU32::new(0),
             reset_control: AtomicU8::new(0),
         })
+    }
+
+    /// Puts ECAM into the window: at `first`, and then where firmware wants it by the host bridge's
+    /// PCIEXBAR. Without this, it is where whoever uses [`PciHost::config_read`] has it.
+    #[must_use]
+    pub fn with_movable_ecam(mut self, first: u64) -> Self {
+        self.first_ecam = Some(first);
+        self.move_ecam();
+        self
+    }
+
+    /// Takes up what PCIEXBAR says.
+    fn move_ecam(&self) {
+        if let Some(first) = self.first_ecam {
+            let base = lock(&self.bridge).ecam().unwrap_or(first);
+            self.ecam.store(base, Ordering::Relaxed);
+        }
+    }
+
+    /// Where in ECAM an address of the window is.
+    fn in_ecam(&self, address: u64) -> Option<u64> {
+        let base = self.ecam.load(Ordering::Relaxed);
+        let offset = address.checked_sub(base).filter(|_| base != 0)?;
+        (offset < ECAM_LEN).then_some(offset)
     }
 
     /// Shows `model` as the host bridge, and the configuration ports or none, which leaves ECAM:
@@ -164,19 +198,27 @@ impl PciHost {
         if before != after {
             self.set_decoded(slot, &after);
         }
+        drop(function);
+        if slot == 0 {
+            self.move_ecam();
+        }
     }
 
     /// Reads `data` at guest-physical `address` from whichever BAR is there.
     pub fn window_read(&self, address: u64, data: &mut [u8]) {
         data.fill(0xff);
-        if let Some((function, bar, offset)) = self.find(address, data.len()) {
+        if let Some(offset) = self.in_ecam(address) {
+            self.config_read(offset, data);
+        } else if let Some((function, bar, offset)) = self.find(address, data.len()) {
             lock(function).bar_read(bar, offset, data);
         }
     }
 
     /// Writes `data` at guest-physical `address` to whichever BAR is there.
     pub fn window_write(&self, address: u64, data: &[u8]) {
-        if let Some((function, bar, offset)) = self.find(address, data.len()) {
+        if let Some(offset) = self.in_ecam(address) {
+            self.config_write(offset, data);
+        } else if let Some((function, bar, offset)) = self.find(address, data.len()) {
             lock(function).bar_write(bar, offset, data);
         }
     }
@@ -225,6 +267,7 @@ impl PciHost {
             function.reset();
             self.set_decoded(slot, &function.decoded());
         }
+        self.move_ecam();
     }
 
     /// State of the bus and the host bridge; every other function has its own.
@@ -252,6 +295,7 @@ impl PciHost {
             let function = lock(function);
             self.set_decoded(slot, &function.decoded());
         }
+        self.move_ecam();
         Ok(())
     }
 

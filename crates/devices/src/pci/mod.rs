@@ -18,6 +18,7 @@ pub mod config_space;
 pub(crate) mod dword;
 mod fronts;
 mod host;
+mod lpc;
 pub mod msi;
 pub mod msix;
 #[cfg(test)]
@@ -27,6 +28,7 @@ pub mod watchdog;
 pub use bridge::BridgeModel;
 pub use fronts::{PciConfigPorts, PciEcam, PciWindow};
 pub use host::{PciHost, PciHostState, PciSlot};
+pub use lpc::LpcBridge;
 
 use std::io;
 

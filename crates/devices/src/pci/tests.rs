@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::config_memory::{BUS_LEN, FUNCTION_LEN, SLOT_LEN};
 use super::config_space::{ConfigSpace, ConfigSpaceBuilder, Identity};
 use super::*;
-use crate::bus::{BusDevice, ConcurrentBusDevice, shared};
+use crate::bus::{BusDevice, ConcurrentBusDevice, lock, shared};
 use crate::platform::MachineRequest;
 use crate::testing::MockControl;
 
@@ -174,6 +174,65 @@ fn the_face_is_changed_for_the_next_start() {
     machine.host.set_face(BridgeModel::Q35, true);
     machine.select(0x8000_0000);
     assert_eq!(machine.port_read(4, 4), [0x86, 0x80, 0xc0, 0x29]);
+}
+
+#[test]
+fn ecam_moves_in_the_window_to_where_ovmf_wants_it() {
+    let host = Arc::new(PciHost::new(WINDOW).unwrap().with_movable_ecam(0xc800_0000));
+    let window = PciWindow::new(host.clone());
+    let read = |address: u64| {
+        let mut data = [0; 4];
+        window.read(address - WINDOW.start, &mut data);
+        u32::from_le_bytes(data)
+    };
+    let bridge = |value: u32| {
+        host.config_write(0x64, &[0; 4]);
+        host.config_write(0x60, &value.to_le_bytes());
+    };
+    assert_eq!(read(0xc800_0000), 0x29c0_8086);
+    bridge(0xe000_0000);
+    assert_eq!(read(0xe000_0000), u32::MAX, "not enabled");
+    bridge(0xe000_0001);
+    assert_eq!(read(0xe000_0000), 0x29c0_8086);
+    assert_eq!(read(0xc800_0000), u32::MAX, "no longer");
+    assert_eq!(read(0xe010_0000), u32::MAX, "bus 1");
+    assert_eq!(read(0xf000_0000), u32::MAX);
+    // By itself it can go elsewhere.
+    window.write(0xe000_0060 - WINDOW.start, &0xd000_0001_u32.to_le_bytes());
+    assert_eq!(read(0xd000_0000), 0x29c0_8086);
+    let state = host.state();
+    host.reset_all();
+    assert_eq!(read(0xd000_0000), u32::MAX);
+    host.restore(&state).unwrap();
+    assert_eq!(read(0xd000_0000), 0x29c0_8086);
+}
+
+#[test]
+fn the_lpc_bridge_is_what_ovmf_looks_for() {
+    let mut host = PciHost::new(WINDOW).unwrap();
+    let lpc = shared(LpcBridge::new(host.slot(LpcBridge::SLOT).unwrap()));
+    host.add(LpcBridge::SLOT, lpc.clone()).unwrap();
+    let at = u64::from(LpcBridge::SLOT) * SLOT_LEN as u64;
+    let read = |register: u64| {
+        let mut data = [0; 4];
+        host.config_read(at + register, &mut data);
+        u32::from_le_bytes(data)
+    };
+    assert_eq!((read(0), read(8) >> 8), (0x2918_8086, 0x06_0100));
+    for (register, value) in [
+        (0x40, 0x600),
+        (0x44, 0x80),
+        (0x60, 0x0b0b_0a0a),
+        (0xf0, 0xfed1_c001),
+    ] {
+        host.config_write(at + register, &u32::to_le_bytes(value));
+        assert_eq!(read(register), value);
+    }
+    let state = lock(&lpc).state();
+    host.reset_all();
+    assert_eq!(read(0x40), 0);
+    lock(&lpc).restore(&state).unwrap();
+    assert_eq!(read(0xf0), 0xfed1_c001);
 }
 
 #[test]

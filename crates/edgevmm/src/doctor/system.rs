@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use edgevmm_vmm::boot::cloudhv::DEFAULT_CLOUDHV;
 use edgevmm_vmm::boot::firmware::DEFAULT_BIOS;
+use edgevmm_vmm::boot::ovmf::DEFAULT_CODE;
 
 use super::{Check, Host, find_program};
 use crate::host::Memory;
@@ -39,14 +40,19 @@ fn firmware(host: &Host) -> Check {
 
 fn uefi(host: &Host) -> Check {
     let name = "UEFI";
-    if host.exists(DEFAULT_CLOUDHV) {
-        Check::ok(name, DEFAULT_CLOUDHV)
-    } else {
-        Check::warn(
+    match (host.exists(DEFAULT_CLOUDHV), host.exists(DEFAULT_CODE)) {
+        (true, true) => Check::ok(name, format!("{DEFAULT_CLOUDHV}, {DEFAULT_CODE}")),
+        (true, false) => Check::warn(
             name,
-            format!("there is no {DEFAULT_CLOUDHV}, so --firmware uefi doesn't work"),
-            "apt install cloudhv-efi-x86-64, or give an image with --uefi",
-        )
+            format!("there is no {DEFAULT_CODE}, so --uefi-vars doesn't work"),
+            "apt install ovmf",
+        ),
+        (false, true) => Check::ok(name, DEFAULT_CODE),
+        (false, false) => Check::warn(
+            name,
+            "there is none, so disks that need it don't boot",
+            "apt install ovmf, or give an image with --uefi",
+        ),
     }
 }
 
@@ -181,7 +187,7 @@ mod tests {
             root: folder.path().into(),
         };
         assert!(firmware(&host).fix.unwrap().contains("seabios"));
-        assert!(uefi(&host).fix.unwrap().contains("cloudhv-efi-x86-64"));
+        assert!(uefi(&host).fix.unwrap().contains("ovmf"));
         assert_eq!(tun(&host).fix.unwrap(), "modprobe tun");
         assert_eq!(cgroups(&host).status, Status::Warn);
         assert_eq!(io_uring(&host).status, Status::Ok);

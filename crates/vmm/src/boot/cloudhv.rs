@@ -18,6 +18,7 @@ pub const DEFAULT_CLOUDHV: &str = "/usr/share/cloudhv-efi-x86-64/CLOUDHV.fd";
 
 /// What it is called in messages.
 const WHAT: &str = "UEFI firmware";
+const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 /// Larger than any: its files have 4 MiB.
 const SIZE_MAX: u64 = 16 << 20;
 /// Less memory than this and it hangs without a word.
@@ -31,6 +32,15 @@ pub struct CloudHv {
 }
 
 impl CloudHv {
+    /// Whether a file is such firmware rather than a flash image.
+    ///
+    /// # Errors
+    /// Fails when it can't be read.
+    pub fn is_one(path: &Path) -> Result<bool, BootError> {
+        let (_, magic) = Source::open(WHAT, path)?.head()?;
+        Ok(magic == ELF_MAGIC)
+    }
+
     /// Opens the image at `path`, or Debian's. It finds `tables` in memory.
     ///
     /// # Errors
@@ -38,8 +48,8 @@ impl CloudHv {
     pub fn open(path: Option<&Path>, tables: Tables) -> Result<CloudHv, BootError> {
         let path = path.map_or_else(|| PathBuf::from(DEFAULT_CLOUDHV), Path::to_path_buf);
         let mut image = Source::open_firmware(WHAT, &path, "cloudhv-efi-x86-64")?;
-        let (len, magic) = image.head::<4>()?;
-        if len > SIZE_MAX || magic != *b"\x7fELF" {
+        let (len, magic) = image.head()?;
+        if len > SIZE_MAX || magic != ELF_MAGIC {
             return Err(BootError::NotFirmware { what: WHAT, path });
         }
         let ram = (tables.memory_map.iter())

@@ -6,6 +6,7 @@ pub mod cloudhv;
 pub mod fast;
 pub mod firmware;
 pub mod kernel;
+pub mod ovmf;
 pub mod partitions;
 mod plan;
 pub mod pvh;
@@ -14,6 +15,7 @@ mod source;
 use std::io;
 use std::path::PathBuf;
 
+use edgevmm_block::BlockError;
 use edgevmm_devices::GuestMemory;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -91,6 +93,37 @@ pub enum BootError {
         /// The file.
         path: PathBuf,
     },
+    /// The file of UEFI variables is in use, or can't be made.
+    #[error("Can't use the UEFI variables in {}", path.display())]
+    Vars {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: BlockError,
+    },
+    /// The file of UEFI variables can't be written when it is made.
+    #[error("Can't make the file of UEFI variables {}", path.display())]
+    MakeVars {
+        /// Its path.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A file that is to hold UEFI variables holds something else.
+    #[error(
+        "{} holds no UEFI variables of this firmware, or is damaged: name a file that is not there \
+         yet, and it is made",
+        .0.display()
+    )]
+    NotVars(PathBuf),
+    /// UEFI firmware that keeps no variables is to keep some.
+    #[error(
+        "{} keeps no variables: leave out --uefi-vars, or give OVMF's code with --uefi",
+        .0.display()
+    )]
+    KeepsNoVars(PathBuf),
     /// The BIOS image has an impossible size.
     #[error("The BIOS image {} has {len} bytes; 128 KiB and 256 KiB images are known", path.display())]
     FirmwareSize {

@@ -10,6 +10,7 @@ use super::cloudhv::CloudHv;
 use super::fast::Fast;
 use super::firmware::Firmware;
 use super::kernel::Kernel;
+use super::ovmf::{Ovmf, VarsFile};
 use crate::kvm::regs::Entry;
 use vm_memory::MmapRegion;
 
@@ -22,6 +23,8 @@ pub enum Boot {
     CloudHv(CloudHv),
     /// The project's own firmware finds a disk's Linux, or declines.
     Fast(Fast),
+    /// UEFI in a flash finds a disk to boot.
+    Ovmf(Ovmf),
     /// A kernel, straight.
     Kernel(Kernel),
 }
@@ -31,7 +34,7 @@ impl Boot {
     pub fn name(&self) -> &'static str {
         match self {
             Boot::Bios(_) => "bios",
-            Boot::CloudHv(_) => "uefi",
+            Boot::CloudHv(_) | Boot::Ovmf(_) => "uefi",
             Boot::Fast(_) => "fast",
             Boot::Kernel(_) => "none",
         }
@@ -40,7 +43,7 @@ impl Boot {
     /// The host bridge that it looks for.
     pub fn bridge(&self) -> BridgeModel {
         match self {
-            Boot::Bios(_) | Boot::Fast(_) | Boot::Kernel(_) => BridgeModel::Q35,
+            Boot::Bios(_) | Boot::Ovmf(_) | Boot::Fast(_) | Boot::Kernel(_) => BridgeModel::Q35,
             Boot::CloudHv(_) => BridgeModel::CloudHypervisor,
         }
     }
@@ -49,7 +52,7 @@ impl Boot {
     /// everything, which it reads from memory, where through the ports each read is an exit.
     pub fn config_ports(&self) -> bool {
         match self {
-            Boot::Bios(_) | Boot::CloudHv(_) => true,
+            Boot::Bios(_) | Boot::CloudHv(_) | Boot::Ovmf(_) => true,
             Boot::Fast(_) | Boot::Kernel(_) => false,
         }
     }
@@ -57,7 +60,7 @@ impl Boot {
     /// Whether it asks for its tables through fw_cfg; others find them in memory.
     pub fn fw_cfg(&self) -> bool {
         match self {
-            Boot::Bios(_) => true,
+            Boot::Bios(_) | Boot::Ovmf(_) => true,
             Boot::CloudHv(_) | Boot::Fast(_) | Boot::Kernel(_) => false,
         }
     }
@@ -65,7 +68,7 @@ impl Boot {
     /// Whether it gives PCI functions their addresses; else they have them from the start.
     pub fn places_bars(&self) -> bool {
         match self {
-            Boot::Bios(_) | Boot::CloudHv(_) | Boot::Fast(_) => true,
+            Boot::Bios(_) | Boot::CloudHv(_) | Boot::Ovmf(_) | Boot::Fast(_) => true,
             Boot::Kernel(_) => false,
         }
     }
@@ -75,12 +78,26 @@ impl Boot {
         matches!(self, Boot::Fast(_))
     }
 
-    /// The ROM that it runs from, and its guest-physical address.
-    pub fn rom(&self) -> Option<(u64, Arc<MmapRegion>)> {
+    /// The ROMs that it runs from, and their guest-physical addresses.
+    pub fn roms(&self) -> Vec<(u64, Arc<MmapRegion>)> {
         match self {
-            Boot::Bios(firmware) => Some(firmware.rom()),
-            Boot::CloudHv(_) | Boot::Fast(_) | Boot::Kernel(_) => None,
+            Boot::Bios(firmware) => vec![firmware.rom()],
+            Boot::Ovmf(firmware) => firmware.roms(),
+            Boot::CloudHv(_) | Boot::Fast(_) | Boot::Kernel(_) => Vec::new(),
         }
+    }
+
+    /// The flash with its variables, and its guest-physical address.
+    pub fn flash(&self) -> Option<(u64, Arc<VarsFile>)> {
+        match self {
+            Boot::Ovmf(firmware) => firmware.flash(),
+            Boot::Bios(_) | Boot::CloudHv(_) | Boot::Fast(_) | Boot::Kernel(_) => None,
+        }
+    }
+
+    /// Whether it places ECAM itself, and PCI functions below it, as OVMF does.
+    pub fn places_ecam(&self) -> bool {
+        matches!(self, Boot::Ovmf(_))
     }
 
     fn load(&mut self, memory: &GuestMemory) -> Result<Entry, BootError> {
@@ -88,6 +105,7 @@ impl Boot {
             Boot::Bios(firmware) => firmware.load(memory),
             Boot::CloudHv(firmware) => firmware.load(memory),
             Boot::Fast(firmware) => firmware.load(memory),
+            Boot::Ovmf(_) => Ok(Entry::ResetVector),
             Boot::Kernel(kernel) => kernel.load(memory),
         }
     }

@@ -9,6 +9,7 @@
 pub mod cpuid;
 pub mod crash;
 pub mod doorbells;
+mod flash;
 pub mod interrupts;
 pub mod msrs;
 pub mod regs;
@@ -24,6 +25,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use edgevmm_devices::GuestMemory;
+use edgevmm_devices::legacy::pflash::FlashWindow;
 use edgevmm_devices::pci::config_memory::ConfigMemory;
 use edgevmm_devices::state::{StateError, same};
 use kvm_bindings::{
@@ -35,6 +37,7 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 use serde::{Deserialize, Serialize};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
 
+use self::flash::KvmFlashWindow;
 use crate::layout::{ECAM_LEN, IDENTITY_MAP, KVM_TSS};
 
 /// Where the kernel offers KVM.
@@ -217,6 +220,21 @@ impl Vm {
         self.map(address, host, len, KVM_MEM_READONLY)?;
         self.readonly.push(memory);
         Ok(())
+    }
+
+    /// Maps a flash's `array` at `address`, for reading, as long as its device shows it.
+    ///
+    /// # Errors
+    /// Fails when the kernel refuses.
+    pub fn map_flash(
+        &mut self,
+        address: u64,
+        array: &Arc<MmapRegion>,
+    ) -> Result<Arc<dyn FlashWindow>, KvmError> {
+        let slot = self.slots;
+        self.map_readonly(address, ReadOnlyMemory::Rom(Arc::clone(array)))?;
+        let window = KvmFlashWindow::new(Arc::clone(&self.fd), slot, address, Arc::clone(array));
+        Ok(Arc::new(window))
     }
 
     fn map(&mut self, address: u64, host: u64, len: u64, flags: u32) -> Result<(), KvmError> {

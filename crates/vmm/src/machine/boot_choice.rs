@@ -2,18 +2,19 @@
 
 use std::path::Path;
 
-use edgevmm_config::{ConsoleDevice, FirmwareChoice, VmConfig};
+use edgevmm_config::{BootConfig, ConsoleDevice, FirmwareChoice, VmConfig};
 
 use super::BuildError;
 use super::disks::OpenDisk;
 use super::firmware_data::{self, Description};
 use super::storage::StorageError;
-use crate::boot::cloudhv::CloudHv;
+use crate::boot::cloudhv::{CloudHv, DEFAULT_CLOUDHV};
 use crate::boot::fast::Fast;
 use crate::boot::firmware::Firmware;
 use crate::boot::kernel::Kernel;
+use crate::boot::ovmf::Ovmf;
 use crate::boot::partitions::{BootStyle, boot_style};
-use crate::boot::{Boot, BootPlan};
+use crate::boot::{Boot, BootError, BootPlan};
 
 /// What starts the guest, open but not loaded, and what the user is told of the choice.
 pub(super) fn open(
@@ -29,7 +30,9 @@ pub(super) fn open(
         return Ok((BootPlan::new(Boot::Kernel(kernel), Vec::new()), None));
     }
     let (firmware, note) = match boot.firmware {
-        FirmwareChoice::Auto if boot.uefi.is_some() => (FirmwareChoice::Uefi, None),
+        FirmwareChoice::Auto if boot.uefi.is_some() || boot.uefi_vars.is_some() => {
+            (FirmwareChoice::Uefi, None)
+        }
         FirmwareChoice::Auto if boot.bios.is_none() => choose(disks)?,
         firmware => (firmware, None),
     };
@@ -53,10 +56,29 @@ fn open_firmware(
 ) -> Result<Boot, BuildError> {
     let boot = &config.boot;
     if firmware == FirmwareChoice::Uefi {
-        let tables = firmware_data::placed(description, true)?;
-        return Ok(Boot::CloudHv(CloudHv::open(boot.uefi.as_deref(), tables)?));
+        return uefi(boot, description);
     }
     Ok(Boot::Bios(Firmware::open(boot.bios.as_deref())?))
+}
+
+/// The UEFI that was asked for: OVMF where variables are to last, else the one that needs less of
+/// the machine, or whichever is installed.
+fn uefi(boot: &BootConfig, description: &Description) -> Result<Boot, BuildError> {
+    let (file, vars) = (boot.uefi.as_deref(), boot.uefi_vars.as_deref());
+    let installed = |path: &str| Path::new(path).exists();
+    let ovmf = match file {
+        Some(file) => !CloudHv::is_one(file)?,
+        // Where there is neither, the one that every release has is asked for.
+        None => vars.is_some() || !installed(DEFAULT_CLOUDHV),
+    };
+    match (file, vars) {
+        _ if ovmf => Ok(Boot::Ovmf(Ovmf::open(file, vars)?)),
+        (Some(file), Some(_)) => Err(BootError::KeepsNoVars(file.to_owned()))?,
+        _ => {
+            let tables = firmware_data::placed(description, true)?;
+            Ok(Boot::CloudHv(CloudHv::open(file, tables)?))
+        }
+    }
 }
 
 /// What the first disk to boot from was made for.

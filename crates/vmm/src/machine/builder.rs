@@ -7,10 +7,11 @@ use std::sync::Arc;
 use edgevmm_config::{ConsoleDevice, ConsoleOutput, Topology, VmConfig};
 use edgevmm_devices::GuestMemory;
 use edgevmm_devices::ahci::{self, Ahci, AhciConfig, Drive};
-use edgevmm_devices::bus::{BusError, shared};
+use edgevmm_devices::bus::{BusError, Shared, shared};
 use edgevmm_devices::console::{ConsoleInput, ConsoleSink};
 use edgevmm_devices::legacy::debug_port::LineSink;
-use edgevmm_devices::pci::{PciConfigPorts, PciEcam, PciError, PciHost, PciWindow};
+use edgevmm_devices::legacy::pflash::PflashConfig;
+use edgevmm_devices::pci::{LpcBridge, PciConfigPorts, PciEcam, PciError, PciHost, PciWindow};
 use edgevmm_devices::platform::{IrqLine, MsiVectors, Platform};
 use edgevmm_devices::virtio::VirtioDevice;
 use edgevmm_devices::virtio::balloon::{Balloon, BalloonHandle};
@@ -37,7 +38,7 @@ use crate::kvm::vcpu::{Buses, Surroundings, Vcpu, Vcpus};
 use crate::kvm::{self, KvmError, ReadOnlyMemory, Vm, call, msrs};
 use crate::layout::{
     COM1_IRQ, ECAM_BASE, ECAM_LEN, PCI_CONFIG_PORT, PCI_IRQS, PCI_SLOTS, PCI_WINDOW_BASE,
-    PCI_WINDOW_LEN, RTC_IRQ, SCI_IRQ,
+    PCI_WINDOW_LEN, RTC_IRQ, SCI_IRQ, ovmf_pci_hole,
 };
 use crate::lifecycle::Mailbox;
 use crate::memory::{self, MemoryError};
@@ -259,8 +260,11 @@ impl Machine {
             interrupts,
             device_thread,
             platform,
-            pci_host,
+            mut pci_host,
+            flash,
         } = base;
+        let ovmf = boot.all().any(Boot::places_ecam);
+        let lpc = ovmf.then(|| add_lpc(&mut pci_host)).transpose()?;
         let mut pci = PciBuilder {
             host: pci_host,
             interrupts: &interrupts,
@@ -285,7 +289,7 @@ impl Machine {
         let pci = Arc::new(pci.host);
 
         let wanted = boot.all().any(Boot::fw_cfg);
-        let fw_cfg = wanted.then(|| firmware_data::fw_cfg(&description, &boot_devices));
+        let fw_cfg = wanted.then(|| firmware_data::fw_cfg(&description, &boot_devices, ovmf));
         let line = |gsi| interrupts.line(gsi).ok_or(BuildError::Slots);
         let legacy = LegacyDevices::new(LegacyConfig {
             platform: &platform,
@@ -299,6 +303,7 @@ impl Machine {
             fw_cfg: fw_cfg.transpose()?,
             debug: open_debug(config)?,
             boot_port: boot.all().any(Boot::reports),
+            flash,
         });
         let legacy = legacy.map_err(host("the real-time clock's timer"))?;
         legacy
@@ -306,7 +311,7 @@ impl Machine {
             .map_err(host("the legacy devices' events"))?;
         let mut buses = Buses::default();
         legacy.attach(&mut buses)?;
-        attach_pci(&pci, &platform, &mut buses)?;
+        attach_pci(&pci, &platform, ovmf, &mut buses)?;
 
         pci.set_face(boot.current().bridge(), boot.current().config_ports());
         legacy.reset(boot.current().reports());
@@ -325,6 +330,7 @@ impl Machine {
             pci,
             functions,
             legacy,
+            lpc,
             disks,
             _device_thread: device_thread,
             net_helpers,
@@ -350,6 +356,8 @@ struct Base {
     device_thread: DeviceThread,
     platform: Platform,
     pci_host: PciHost,
+    /// UEFI variables that last, with their address.
+    flash: Option<(u64, PflashConfig)>,
 }
 
 impl Base {
@@ -361,15 +369,25 @@ impl Base {
     ) -> Result<Base, BuildError> {
         let memory = memory::create(config.memory.size.0, config.memory.hugepages)?;
         let mut vm = Vm::new(kvm, &memory)?;
-        if let Some((address, rom)) = boot.all().find_map(Boot::rom) {
+        for (address, rom) in boot.all().flat_map(Boot::roms) {
             vm.map_readonly(address, ReadOnlyMemory::Rom(rom))?;
         }
-        let window = PCI_WINDOW_BASE..PCI_WINDOW_BASE + PCI_WINDOW_LEN;
-        let pci_host = PciHost::new(window)?;
+        let flash = boot.all().find_map(Boot::flash);
+        let flash = flash.map(|(address, vars)| {
+            let window = vm.map_flash(address, vars.array())?;
+            Ok::<_, KvmError>((address, vars, window))
+        });
+        let flash = flash.transpose()?;
         // With the RAM, before the interrupt controllers: a slot that is set after they have put
         // themselves on KVM's buses waits until the kernel is sure that nobody uses the old ones.
-        let config_memory = Arc::clone(pci_host.config_memory());
-        vm.map_readonly(ECAM_BASE, ReadOnlyMemory::PciConfig(config_memory))?;
+        let pci_host = if boot.all().any(Boot::places_ecam) {
+            PciHost::new(ovmf_pci_hole(config.memory.size.0))?.with_movable_ecam(ECAM_BASE)
+        } else {
+            let host = PciHost::new(PCI_WINDOW_BASE..PCI_WINDOW_BASE + PCI_WINDOW_LEN)?;
+            let config_memory = Arc::clone(host.config_memory());
+            vm.map_readonly(ECAM_BASE, ReadOnlyMemory::PciConfig(config_memory))?;
+            host
+        };
         vm.create_interrupt_controllers()?;
         let interrupts = Interrupts::new(vm.fd())?;
         let device_thread = DeviceThread::start().map_err(host("a device thread"))?;
@@ -378,6 +396,15 @@ impl Base {
             device_loop: device_thread.handle(),
             control: mailbox.control(),
         };
+        let flash = flash.map(|(address, vars, window)| {
+            let config = PflashConfig {
+                array: Arc::clone(vars.array()),
+                store: vars,
+                window,
+                control: Arc::clone(&platform.control),
+            };
+            (address, config)
+        });
         Ok(Base {
             vm,
             memory,
@@ -385,6 +412,7 @@ impl Base {
             device_thread,
             platform,
             pci_host,
+            flash,
         })
     }
 }
@@ -459,20 +487,34 @@ fn add_disks(
 }
 
 /// Puts PCI on the buses.
-fn attach_pci(pci: &Arc<PciHost>, platform: &Platform, buses: &mut Buses) -> Result<(), BusError> {
+fn attach_pci(
+    pci: &Arc<PciHost>,
+    platform: &Platform,
+    movable_ecam: bool,
+    buses: &mut Buses,
+) -> Result<(), BusError> {
     let (host, control) = (|| Arc::clone(pci), Arc::clone(&platform.control));
     let ports = shared(PciConfigPorts::new(host(), control));
     buses
         .pio
         .insert(u64::from(PCI_CONFIG_PORT), PciConfigPorts::LEN, ports)?;
-    buses
-        .mmio
-        .insert(ECAM_BASE, ECAM_LEN, Arc::new(PciEcam::new(host())))?;
+    if !movable_ecam {
+        let ecam = Arc::new(PciEcam::new(host()));
+        buses.mmio.insert(ECAM_BASE, ECAM_LEN, ecam)?;
+    }
+    let window = pci.window();
     buses.mmio.insert(
-        PCI_WINDOW_BASE,
-        PCI_WINDOW_LEN,
+        window.start,
+        window.end - window.start,
         Arc::new(PciWindow::new(host())),
     )
+}
+
+/// Adds the LPC bridge, which OVMF looks for.
+fn add_lpc(host: &mut PciHost) -> Result<Shared<LpcBridge>, PciError> {
+    let lpc = shared(LpcBridge::new(host.slot(LpcBridge::SLOT)?));
+    host.add(LpcBridge::SLOT, lpc.clone())?;
+    Ok(lpc)
 }
 
 fn create_vcpus(kvm: &Kvm, vm: &Vm, topology: Topology, count: u8) -> Result<Vec<Vcpu>, KvmError> {

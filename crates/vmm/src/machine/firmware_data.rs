@@ -7,13 +7,15 @@ use uuid::Uuid;
 use super::BuildError;
 use super::functions::BootDevice;
 use crate::boot::pvh::Tables;
-use crate::layout::{ACPI_TABLES, COM1_PORT};
+use crate::layout::{ACPI_TABLES, COM1_PORT, ovmf_pci_hole};
 use crate::tables::acpi::{AcpiConfig, AcpiTables};
 use crate::tables::smbios::{self, SmbiosConfig};
 use crate::tables::{PlacedBytes, e820};
 
 /// Milliseconds that SeaBIOS waits before it tries again to boot; it resets the machine then.
 const BOOT_FAIL_WAIT_MS: u32 = 60_000;
+/// Milliseconds that firmware waits for a key that shows its boot menu.
+const BOOT_MENU_WAIT_MS: u16 = 5_000;
 
 /// The machine as its tables tell it.
 #[derive(Debug)]
@@ -25,6 +27,7 @@ pub(super) struct Description {
     uuid: Uuid,
     serial: Option<String>,
     debug_port: bool,
+    boot_menu: bool,
 }
 
 pub(super) fn describe(config: &VmConfig, topology: Topology, uuid: Uuid) -> Description {
@@ -38,12 +41,14 @@ pub(super) fn describe(config: &VmConfig, topology: Topology, uuid: Uuid) -> Des
         uuid,
         serial: config.identity.serial.clone(),
         debug_port: config.debugcon.is_some(),
+        boot_menu: config.boot.menu,
     }
 }
 
 impl Description {
-    fn acpi(&self, config_ports: bool, fw_cfg: bool) -> AcpiTables {
+    fn acpi(&self, config_ports: bool, fw_cfg: bool, ovmf: bool) -> AcpiTables {
         AcpiTables::new(&AcpiConfig {
+            firmware_pci_hole: ovmf.then(|| ovmf_pci_hole(self.ram)),
             apic_ids: &self.apic_ids,
             i8042: false,
             config_ports,
@@ -67,7 +72,7 @@ impl Description {
 /// The tables in memory, as a kernel without firmware finds them, or firmware without fw_cfg, which
 /// has the configuration ports.
 pub(super) fn placed(description: &Description, config_ports: bool) -> Result<Tables, BuildError> {
-    let mut tables: Vec<PlacedBytes> = description.acpi(config_ports, false).place()?;
+    let mut tables: Vec<PlacedBytes> = description.acpi(config_ports, false, false).place()?;
     tables.extend(smbios::place(&description.smbios()));
     Ok(Tables {
         memory_map: e820::kernel_map(description.ram),
@@ -76,20 +81,25 @@ pub(super) fn placed(description: &Description, config_ports: bool) -> Result<Ta
     })
 }
 
-/// The items that SeaBIOS asks for. It boots from `devices` in that order.
+/// The items that SeaBIOS asks for, or OVMF. It boots from `devices` in that order.
 pub(super) fn fw_cfg(
     description: &Description,
     devices: &[BootDevice],
+    ovmf: bool,
 ) -> Result<FwCfgItems, FwCfgError> {
     let highest = description.apic_ids.iter().max().copied().unwrap_or(0);
     let mut items = FwCfgItems::new(NumberedItems {
         cpus: u16::from(description.cpus),
         max_cpus: u16::try_from(highest + 1).unwrap_or(u16::MAX),
-        boot_menu: false,
+        boot_menu: description.boot_menu,
     });
-    let map = e820::encode(&e820::firmware_map(description.ram));
-    items.add_file(e820::FILE, map)?;
-    let files = description.acpi(true, true).into_files();
+    let map = if ovmf {
+        e820::ovmf_map(description.ram)
+    } else {
+        e820::firmware_map(description.ram)
+    };
+    items.add_file(e820::FILE, e820::encode(&map))?;
+    let files = description.acpi(true, true, ovmf).into_files();
     let files = files
         .into_iter()
         .chain(smbios::files(&description.smbios()));
@@ -101,6 +111,8 @@ pub(super) fn fw_cfg(
     items.add_file("etc/sercon-port", port)?;
     let wait = BOOT_FAIL_WAIT_MS.to_le_bytes().to_vec();
     items.add_file("etc/boot-fail-wait", wait)?;
+    let wait = BOOT_MENU_WAIT_MS.to_le_bytes().to_vec();
+    items.add_file("etc/boot-menu-wait", wait)?;
     Ok(items)
 }
 

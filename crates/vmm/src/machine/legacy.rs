@@ -15,6 +15,7 @@ use edgevmm_devices::legacy::cmos::{self, Cmos, CmosConfig, CmosMachine, CmosSta
 use edgevmm_devices::legacy::debug_port::{DebugPort, LineSink};
 use edgevmm_devices::legacy::fw_cfg::{self, FwCfg, FwCfgItems, FwCfgState};
 use edgevmm_devices::legacy::i8042::{self, ControlPortA, ControlPortAState, I8042, I8042State};
+use edgevmm_devices::legacy::pflash::{Pflash, PflashConfig, PflashState};
 use edgevmm_devices::legacy::pvpanic::{self, PvPanic, PvPanicState};
 use edgevmm_devices::legacy::serial::{self, Serial, SerialConfig, SerialState};
 use edgevmm_devices::platform::{IrqLine, Platform};
@@ -43,6 +44,8 @@ pub(super) struct LegacyConfig<'a> {
     pub debug: Option<Arc<dyn LineSink>>,
     /// Whether there is a port for the project's own boot firmware.
     pub boot_port: bool,
+    /// UEFI variables that last, with their address.
+    pub flash: Option<(u64, PflashConfig)>,
 }
 
 /// The legacy devices of a machine.
@@ -57,6 +60,7 @@ pub(super) struct LegacyDevices {
     fw_cfg: Option<Shared<FwCfg>>,
     debug: Option<Shared<DebugPort>>,
     boot_port: Option<Shared<BootPort>>,
+    flash: Option<(u64, Shared<Pflash>)>,
 }
 
 /// State of [`LegacyDevices`]. The debug port has none that a guest would miss.
@@ -70,6 +74,7 @@ pub(super) struct LegacyState {
     pvpanic: PvPanicState,
     fw_cfg: Option<FwCfgState>,
     boot_port: Option<BootPortState>,
+    flash: Option<PflashState>,
 }
 
 impl LegacyDevices {
@@ -106,6 +111,9 @@ impl LegacyDevices {
                 .map(|items| shared(FwCfg::new(config.memory, items))),
             debug: config.debug.map(|sink| shared(DebugPort::new(sink))),
             boot_port: (config.boot_port).then(|| shared(BootPort::new(Arc::clone(control)))),
+            flash: config
+                .flash
+                .map(|(address, config)| (address, shared(Pflash::new(config)))),
         })
     }
 
@@ -129,6 +137,10 @@ impl LegacyDevices {
         }
         if let Some(port) = &self.boot_port {
             ports.insert(at(BOOT_PORT), boot_port::PORT_RANGE, port.clone())?;
+        }
+        if let Some((address, flash)) = &self.flash {
+            let len = lock(flash).len();
+            buses.mmio.insert(*address, len, flash.clone())?;
         }
         Ok(())
     }
@@ -158,6 +170,7 @@ impl LegacyDevices {
             pvpanic: lock(&self.pvpanic).state(),
             fw_cfg: self.fw_cfg.as_ref().map(|device| lock(device).state()),
             boot_port: self.boot_port.as_ref().map(|port| lock(port).state()),
+            flash: self.flash.as_ref().map(|(_, device)| lock(device).state()),
         }
     }
 
@@ -166,6 +179,8 @@ impl LegacyDevices {
         same("number of fw_cfg devices", u64::from(saved), u64::from(own))?;
         let (saved, own) = (state.boot_port.is_some(), self.boot_port.is_some());
         same("number of boot ports", u64::from(saved), u64::from(own))?;
+        let (saved, own) = (state.flash.is_some(), self.flash.is_some());
+        same("number of flashes", u64::from(saved), u64::from(own))?;
         lock(&self.serial).restore(&state.serial)?;
         lock(&self.cmos).restore(&state.cmos)?;
         lock(&self.i8042).restore(&state.i8042)?;
@@ -177,6 +192,9 @@ impl LegacyDevices {
         }
         if let (Some(port), Some(state)) = (&self.boot_port, &state.boot_port) {
             lock(port).restore(state)?;
+        }
+        if let (Some((_, device)), Some(state)) = (&self.flash, &state.flash) {
+            lock(device).restore(state);
         }
         Ok(())
     }
@@ -208,6 +226,17 @@ impl LegacyDevices {
         }
         if let Some(port) = &self.boot_port {
             lock(port).reset(boot_port);
+        }
+        if let Some((_, flash)) = &self.flash {
+            lock(flash).reset();
+        }
+    }
+
+    /// Stores what the guest has written to its UEFI variables and the host has failed to store.
+    pub fn flush(&self) -> io::Result<()> {
+        match &self.flash {
+            Some((_, flash)) => lock(flash).flush(),
+            None => Ok(()),
         }
     }
 }

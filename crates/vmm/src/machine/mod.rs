@@ -20,9 +20,10 @@ use std::sync::Arc;
 
 use edgevmm_devices::GuestMemory;
 use edgevmm_devices::ahci::MediaHandle;
+use edgevmm_devices::bus::Shared;
 use edgevmm_devices::disk::BlockHandle;
 use edgevmm_devices::legacy::boot_port::BootPhase;
-use edgevmm_devices::pci::PciHost;
+use edgevmm_devices::pci::{LpcBridge, PciHost};
 use edgevmm_devices::virtio::balloon::BalloonHandle;
 use edgevmm_devices::virtio::console::Resizer;
 
@@ -67,6 +68,7 @@ pub struct Machine {
     /// The functions on the bus by rising slot.
     functions: Vec<Function>,
     legacy: LegacyDevices,
+    lpc: Option<Shared<LpcBridge>>,
     disks: Vec<Disk>,
     _device_thread: DeviceThread,
     net_helpers: Vec<NetHelper>,
@@ -128,6 +130,9 @@ impl Machine {
         }
         for disk in &self.disks {
             disk.handle.retry();
+        }
+        if let Err(error) = self.legacy.flush() {
+            tracing::warn!(%error, "The UEFI variables still can't be stored");
         }
         self.vcpus.resume();
     }
@@ -202,6 +207,9 @@ impl Machine {
             if let Err(error) = backend.flush() {
                 failed.push(format!("{}: {}", disk.name, with_sources(&error)));
             }
+        }
+        if let Err(error) = self.legacy.flush() {
+            failed.push(format!("the UEFI variables: {error}"));
         }
         if failed.is_empty() {
             Ok(())

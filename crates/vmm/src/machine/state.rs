@@ -1,6 +1,8 @@
 //! The state of a machine beside its memory and its disks: what another VMM goes on from.
 
+use edgevmm_devices::bus::lock;
 use edgevmm_devices::pci::PciHostState;
+use edgevmm_devices::pci::config_space::ConfigSpaceState;
 use edgevmm_devices::state::same;
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +21,8 @@ pub struct MachineState {
     clock: u64,
     legacy: LegacyState,
     pci: PciHostState,
+    /// Registers of the LPC bridge, where there is one.
+    lpc: Option<ConfigSpaceState>,
     /// How many ways to start the guest were given up.
     given_up: u32,
     /// Of the functions by rising slot.
@@ -39,6 +43,7 @@ impl Machine {
                 .collect(),
             given_up: self.boot.given_up(),
             pci: self.pci.state(),
+            lpc: self.lpc.as_ref().map(|lpc| lock(lpc).state()),
             legacy: self.legacy.state(),
             chips: self.vm.chips()?,
             clock: self.vm.clock()?,
@@ -70,6 +75,14 @@ impl Machine {
         self.vcpus.restore(&state.vcpus)?;
         for (function, state) in self.functions.iter().zip(&state.functions) {
             function.restore(state)?;
+        }
+        same(
+            "number of LPC bridges",
+            u64::from(state.lpc.is_some()),
+            u64::from(self.lpc.is_some()),
+        )?;
+        if let (Some(lpc), Some(state)) = (&self.lpc, &state.lpc) {
+            lock(lpc).restore(state)?;
         }
         self.pci.restore(&state.pci)?;
         self.legacy.restore(&state.legacy)?;

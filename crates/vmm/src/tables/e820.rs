@@ -73,6 +73,13 @@ pub fn firmware_map(ram: u64) -> Vec<E820Entry> {
     map
 }
 
+/// The map for firmware that reserves ECAM itself, where it puts it: OVMF.
+pub fn ovmf_map(ram: u64) -> Vec<E820Entry> {
+    let mut map = firmware_map(ram);
+    map.retain(|entry| entry.address != ECAM_BASE || entry.kind == E820Type::Ram);
+    map
+}
+
 /// The configuration window, and KVM's pages together with the firmware's ROM behind them.
 fn reserved() -> [E820Entry; 2] {
     [
@@ -132,6 +139,15 @@ mod tests {
         let high_end = HIGH_RAM_START + (5 << 30) - LOW_RAM_END;
         assert_eq!(ram(&map), [(0, LOW_RAM_END), (HIGH_RAM_START, high_end)]);
         assert_eq!(ram(&firmware_map(64 << 20)), [(0, 64 << 20)]);
+    }
+
+    #[test]
+    fn ovmf_reserves_its_own_ecam() {
+        let map = ovmf_map(5 << 30);
+        assert_eq!(ram(&map), ram(&firmware_map(5 << 30)));
+        let reserved = map.iter().filter(|e| e.kind == E820Type::Reserved);
+        let reserved: Vec<_> = reserved.map(|e| (e.address, e.address + e.len)).collect();
+        assert_eq!(reserved, [(IDENTITY_MAP, FIRMWARE_END)]);
     }
 
     #[test]

@@ -102,6 +102,8 @@ impl Linker {
 
     /// Says that the bytes `range` of `blob` add up to zero by the byte at offset `at` in them.
     pub fn add_checksum(&mut self, blob: BlobId, at: usize, range: Range<usize>) {
+        // SeaBIOS corrects what is there, OVMF sets what the sum of all lacks.
+        self.blobs[blob.0].bytes[at] = 0;
         self.links.push(Link::Checksum { blob, at, range });
     }
 
@@ -270,7 +272,8 @@ pub(super) mod tests {
                     let (at, start, len) = (offset(60), offset(64), offset(68));
                     let bytes = &mut placed.get_mut(&name(4)).unwrap().1;
                     let sum = sum(&bytes[start..start + len]);
-                    bytes[at] = bytes[at].wrapping_sub(sum);
+                    // As OVMF does; SeaBIOS subtracts the sum from what is there.
+                    bytes[at] = sum.wrapping_neg();
                 }
                 other => panic!("unknown command {other}"),
             }

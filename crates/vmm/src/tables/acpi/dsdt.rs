@@ -1,5 +1,7 @@
 //! The DSDT: what can't be found by looking for it. Kept small, for it is interpreted at boot.
 
+use std::ops::Range;
+
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name,
@@ -11,8 +13,8 @@ use edgevmm_devices::legacy::{acpi_pm, fw_cfg, pvpanic};
 use super::{AcpiConfig, low_dword};
 use crate::layout::{
     ACPI_PM_PORT, CMOS_PORT, COM1_IRQ, COM1_PORT, DEBUG_PORT, ECAM_BASE, ECAM_RESERVED_LEN,
-    FW_CFG_PORT, PCI_CONFIG_PORT, PCI_IRQS, PCI_SLOTS, PCI_WINDOW_BASE, PCI_WINDOW_LEN,
-    PVPANIC_PORT, RESET_PORT, RTC_IRQ,
+    FW_CFG_PORT, OVMF_ECAM_BASE, PCI_CONFIG_PORT, PCI_IRQS, PCI_SLOTS, PCI_WINDOW_BASE,
+    PCI_WINDOW_LEN, PVPANIC_PORT, RESET_PORT, RTC_IRQ,
 };
 
 /// Pins of a PCI slot: INTA to INTD.
@@ -20,7 +22,7 @@ const PINS: u8 = 4;
 
 /// The body of the DSDT, without its header.
 pub(super) fn body(config: &AcpiConfig) -> Vec<u8> {
-    let bridge = host_bridge(config.config_ports);
+    let bridge = host_bridge(config);
     let serial = isa_device("COM1", "PNP0501", COM1_PORT, 8, COM1_IRQ);
     let clock = isa_device("RTC_", "PNP0B00", CMOS_PORT, 2, RTC_IRQ);
     let panics = pvpanic();
@@ -62,26 +64,46 @@ fn isa_device(name: &str, hid: &str, port: u16, len: u8, irq: u32) -> Encoded {
 
 /// The PCI host bridge with its windows, the interrupt lines of the slots and, if there are any,
 /// its configuration ports.
-fn host_bridge(config_ports: bool) -> Encoded {
-    let window_end = PCI_WINDOW_BASE + PCI_WINDOW_LEN - 1;
+fn host_bridge(config: &AcpiConfig) -> Encoded {
     let buses = AddressSpace::new_bus_number(0_u16, 0_u16);
-    let config = IO::new(PCI_CONFIG_PORT, PCI_CONFIG_PORT, 1, 8);
+    let config_ports = IO::new(PCI_CONFIG_PORT, PCI_CONFIG_PORT, 1, 8);
     let ports_below = AddressSpace::new_io(0_u16, PCI_CONFIG_PORT - 1, None);
     let ports_above = AddressSpace::new_io(PCI_CONFIG_PORT + 8, u16::MAX, None);
-    let memory = AddressSpace::new_memory(
-        AddressSpaceCacheable::NotCacheable,
-        true,
-        low_dword(PCI_WINDOW_BASE),
-        low_dword(window_end),
-        None,
-    );
-    let mut resources: Vec<&dyn Aml> = vec![&buses, &ports_below, &ports_above, &memory];
-    if config_ports {
-        resources.insert(1, &config);
+    let memory: Vec<_> = windows(config)
+        .map(|window| {
+            AddressSpace::new_memory(
+                AddressSpaceCacheable::NotCacheable,
+                true,
+                low_dword(window.start),
+                low_dword(window.end - 1),
+                None,
+            )
+        })
+        .collect();
+    let mut resources: Vec<&dyn Aml> = vec![&buses, &ports_below, &ports_above];
+    resources.extend(memory.iter().map(|window| window as &dyn Aml));
+    if config.config_ports {
+        resources.insert(1, &config_ports);
     }
     let compatible = Name::new(Path::new("_CID"), &EISAName::new("PNP0A03"));
     let routing = Name::new(Path::new("_PRT"), &pci_routing());
     device("PCI0", "PNP0A08", resources, &[&compatible, &routing])
+}
+
+/// Where memory BARs may be: anywhere but in ECAM.
+fn windows(config: &AcpiConfig) -> impl Iterator<Item = Range<u64>> {
+    let window = PCI_WINDOW_BASE..PCI_WINDOW_BASE + PCI_WINDOW_LEN;
+    let around = OVMF_ECAM_BASE..OVMF_ECAM_BASE + ECAM_RESERVED_LEN;
+    let parts = if let Some(hole) = &config.firmware_pci_hole {
+        [
+            hole.start..ECAM_BASE,
+            window.start..around.start,
+            around.end..window.end,
+        ]
+    } else {
+        [window, 0..0, 0..0]
+    };
+    parts.into_iter().filter(|part| !part.is_empty())
 }
 
 /// Interrupt line of `pin` (0 to 3) of `slot`.
@@ -119,7 +141,10 @@ fn motherboard(config: &AcpiConfig) -> Encoded {
     let pm = port_range(ACPI_PM_PORT, acpi_pm::PORT_RANGE);
     let fw_cfg = port_range(FW_CFG_PORT, fw_cfg::PORT_RANGE);
     let reset = IO::new(RESET_PORT, RESET_PORT, 1, 1);
-    let mut resources: Vec<&dyn Aml> = vec![&ecam, &pm];
+    let mut resources: Vec<&dyn Aml> = vec![&pm];
+    if config.firmware_pci_hole.is_none() {
+        resources.insert(0, &ecam);
+    }
     if config.debug_port {
         resources.push(&debug);
     }

@@ -9,6 +9,7 @@ mod dsdt;
 mod tests;
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use acpi_tables::Aml;
 use acpi_tables::facs::FACS;
@@ -68,7 +69,7 @@ pub enum AcpiError {
 }
 
 /// What the tables depend on beside the layout.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct AcpiConfig<'a> {
     /// APIC ID of each vCPU, the boot vCPU's first.
     pub apic_ids: &'a [u32],
@@ -78,6 +79,9 @@ pub struct AcpiConfig<'a> {
     pub config_ports: bool,
     /// The machine has the `fw_cfg` device.
     pub fw_cfg: bool,
+    /// Where the firmware puts ECAM and BARs as it likes. The tables can't tell then where ECAM is,
+    /// and operating systems do without. Else both are where the layout has them.
+    pub firmware_pci_hole: Option<Range<u64>>,
     /// The machine has the port for firmware's debug output.
     pub debug_port: bool,
 }
@@ -97,12 +101,16 @@ impl AcpiTables {
         let dsdt = blob.push_sdt(&sdt(*b"DSDT", 2, &dsdt::body(config)));
         let fadt = blob.push_sdt(&fadt(config, facs, dsdt));
         let madt = blob.push_sdt(&madt(config.apic_ids));
-        let mcfg = blob.push_sdt(&mcfg());
+        let mcfg = config
+            .firmware_pci_hole
+            .is_none()
+            .then(|| blob.push_sdt(&mcfg()));
         for at in [36, 40] {
             blob.pointers.push((fadt + at, Width::Dword));
         }
         blob.pointers.push((fadt + 140, Width::Qword));
-        let (rsdt, xsdt) = blob.push_roots(&[fadt, madt, mcfg]);
+        let roots: Vec<_> = [fadt, madt].into_iter().chain(mcfg).collect();
+        let (rsdt, xsdt) = blob.push_roots(&roots);
 
         let mut linker = Linker::default();
         let rsdp = linker.add_blob(RSDP_FILE, rsdp(rsdt, xsdt), 16, Zone::FSegment);

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use super::*;
 use crate::layout::{
-    COM1_PORT, DEBUG_PORT, FW_CFG_PORT, LEGACY_HOLE_END, PCI_CONFIG_PORT, PCI_SLOTS,
+    COM1_PORT, DEBUG_PORT, FW_CFG_PORT, LEGACY_HOLE_END, PCI_CONFIG_PORT, PCI_SLOTS, ovmf_pci_hole,
 };
 use crate::tables::loader::tests::{execute, sum};
 
@@ -20,6 +20,7 @@ fn config(apic_ids: &[u32]) -> AcpiConfig<'_> {
         i8042: false,
         config_ports: true,
         fw_cfg: true,
+        firmware_pci_hole: None,
         debug_port: true,
     }
 }
@@ -347,4 +348,24 @@ fn the_dsdt_declares_the_ports_that_exist() {
 fn the_dsdt_stays_small() {
     let found = Memory(tables(&[0]).place().unwrap()).walk(ACPI_TABLES);
     assert!(found["DSDT"].len() < 2300, "{} bytes", found["DSDT"].len());
+}
+
+#[test]
+fn where_firmware_places_ecam_the_tables_keep_out_of_it() {
+    let tables = AcpiTables::new(&AcpiConfig {
+        firmware_pci_hole: Some(ovmf_pci_hole(1 << 30)),
+        ..config(&[0])
+    });
+    let found = Memory(tables.place().unwrap()).walk(ACPI_TABLES);
+    assert!(!found.contains_key("MCFG"));
+    let dsdt = &found["DSDT"];
+    let has = |start: u32, end: u32| {
+        let range = [start.to_le_bytes(), (end - 1).to_le_bytes()].concat();
+        dsdt.windows(8).any(|window| window == range)
+    };
+    assert!(has(0x8000_0000, 0xb000_0000));
+    assert!(has(0xc000_0000, 0xe000_0000));
+    assert!(has(0xf000_0000, 0xfec0_0000));
+    assert!(!has(0xc000_0000, 0xfec0_0000));
+    disassembled(dsdt);
 }
