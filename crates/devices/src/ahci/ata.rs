@@ -23,6 +23,11 @@ pub const SIGNATURE: u32 = 0x0000_0101;
 const BY_SECTOR: u8 = 1 << 6;
 const QUEUED_DURABLE: u8 = 1 << 7;
 
+/// READ FPDMA QUEUED.
+const READ_QUEUED: u8 = 0x60;
+/// WRITE FPDMA QUEUED.
+const WRITE_QUEUED: u8 = 0x61;
+
 /// Most sectors of a READ or WRITE MULTIPLE at a time.
 pub const MULTIPLE_MAX: u8 = 16;
 /// Blocks of ranges that one TRIM may have.
@@ -128,6 +133,9 @@ impl AtaDisk {
             0x34 | 0x35 | 0x39 | 0x3d | 0xce => {
                 self.transfer(fis, Operation::Write, Some(long(fis)), Protocol::Plain)
             }
+            // READ and WRITE FPDMA QUEUED.
+            READ_QUEUED => self.transfer(fis, Operation::Read, queue(fis), Protocol::Queued),
+            WRITE_QUEUED => self.transfer(fis, Operation::Write, queue(fis), Protocol::Queued),
             // READ VERIFY, with addresses of both kinds.
             0x40 | 0x41 => self.verify(fis, short(fis)),
             0x42 => self.verify(fis, Some(long(fis))),
@@ -165,17 +173,6 @@ impl AtaDisk {
         }
     }
 
-    /// A queued command; `None` if it is none.
-    pub fn queued(&self, fis: &Command) -> Option<Action> {
-        let operation = match fis.command {
-            0x60 => Operation::Read,
-            0x61 => Operation::Write,
-            _ => return None,
-        };
-        let range = (fis.lba, sectors(fis.features));
-        Some(self.transfer(fis, operation, Some(range), Protocol::Queued))
-    }
-
     fn transfer(
         &self,
         fis: &Command,
@@ -188,7 +185,7 @@ impl AtaDisk {
         }
         let durable = match fis.command {
             0x3d | 0xce => true,
-            0x61 => fis.device & QUEUED_DURABLE != 0,
+            WRITE_QUEUED => fis.device & QUEUED_DURABLE != 0,
             _ => false,
         };
         match self.range(range) {
@@ -342,7 +339,7 @@ impl AtaDisk {
     pub fn failed(&self, fis: &Command, error: &BlockError) -> u8 {
         match (error, fis.command) {
             (BlockError::OutOfRange { .. }, _) => NOT_FOUND,
-            (_, 0x20..=0x2f | 0x60 | 0xc4 | 0xc8 | 0xc9) => UNCORRECTABLE,
+            (_, 0x20..=0x2f | READ_QUEUED | 0xc4 | 0xc8 | 0xc9) => UNCORRECTABLE,
             _ => ABORTED,
         }
     }
@@ -368,6 +365,16 @@ fn short(fis: &Command) -> Option<(u64, u64)> {
     let count = if count == 0 { 256 } else { u64::from(count) };
     let sector = fis.lba & 0x00ff_ffff | u64::from(fis.device & 0xf) << 24;
     (fis.device & BY_SECTOR != 0).then_some((sector, count))
+}
+
+/// Whether a command is for the queue.
+pub fn is_queued(fis: &Command) -> bool {
+    fis.is_command && matches!(fis.command, READ_QUEUED | WRITE_QUEUED)
+}
+
+/// Sector and number of sectors of a queued command.
+fn queue(fis: &Command) -> Option<(u64, u64)> {
+    Some((fis.lba, sectors(fis.features)))
 }
 
 /// Sector and number of sectors of a command of 48 bits.

@@ -183,22 +183,20 @@ impl Drive {
         }
     }
 
+    /// Whether a command is for the drive's queue.
+    pub(super) fn is_queued(&self, fis: &Command) -> bool {
+        matches!(self.kind, Kind::Disk(_)) && ata::is_queued(fis)
+    }
+
     /// Begins a command.
     pub(super) fn command(
         &self,
         fis: &Command,
         packet: &[u8; PACKET_LEN],
-        queued: bool,
         scratch: &mut [u8; SCRATCH_LEN],
     ) -> Action {
         match &self.kind {
-            Kind::Disk(disk) => match (disk.queued(fis), queued) {
-                (Some(action), true) => action,
-                (None, false) => disk.command(fis, scratch),
-                // In the queue without a tag, or with one and not of the queue.
-                _ => Action::failed(fis, ABORTED),
-            },
-            Kind::CdRom(_) if queued => Action::failed(fis, ABORTED),
+            Kind::Disk(disk) => disk.command(fis, scratch),
             Kind::CdRom(drive) => drive.command(fis, packet, scratch),
         }
     }

@@ -410,6 +410,12 @@ impl PortState {
         self.faulted = false;
     }
 
+    /// Notes that these commands are done.
+    pub fn take_back(&mut self, commands: u32) {
+        self.issued &= !commands;
+        self.active &= !commands;
+    }
+
     /// Whether commands are taken.
     pub fn is_started(&self) -> bool {
         self.command & CMD_START != 0

@@ -147,11 +147,11 @@ impl Server {
             if self.halted() || !self.jobs.has_room() {
                 return Next::Event;
             }
-            let Some((slot, queued, list)) = self.next_command() else {
+            let Some((slot, list)) = self.next_command() else {
                 return Next::Event;
             };
-            if let Err(wait) = self.start(slot, queued, list) {
-                return Next::After(wait);
+            if let Err(wait) = self.start(slot, list) {
+                return wait;
             }
             self.turn = (slot + 1) % SLOTS;
             if self
@@ -164,29 +164,30 @@ impl Server {
         Next::Now
     }
 
-    /// A command that may begin now, whether it is queued, and where the command list is.
-    fn next_command(&self) -> Option<(usize, bool, u64)> {
+    /// A command that may begin now, unless it is of another kind than those under way, and where
+    /// the command list is.
+    fn next_command(&self) -> Option<(usize, u64)> {
         let state = self.registers.lock();
         if state.faulted || !state.is_started() {
             return None;
         }
         let waiting = state.issued & !self.begun & !self.done;
-        let may = match (self.begun, self.queued) {
-            (0, _) => waiting,
-            (_, true) => waiting & state.active,
-            (_, false) => 0,
+        let may = if self.begun == 0 || self.queued {
+            waiting
+        } else {
+            0
         };
         let slot = (self.turn..SLOTS)
             .chain(0..self.turn)
             .find(|slot| may & bit(*slot) != 0)?;
-        Some((slot, state.active & bit(slot) != 0, state.command_list))
+        Some((slot, state.command_list))
     }
 
     /// Begins a command.
     ///
     /// # Errors
-    /// For how long it has to wait before it may.
-    fn start(&mut self, index: usize, queued: bool, list: u64) -> Result<(), Duration> {
+    /// What it has to wait for before it may.
+    fn start(&mut self, index: usize, list: u64) -> Result<(), Next> {
         let Ok(command) = Fetched::read(&self.memory, list, index) else {
             self.host_error();
             return Ok(());
@@ -194,8 +195,15 @@ impl Server {
         let Some(slot) = self.slots.get_mut(index) else {
             return Ok(());
         };
+        let fis = command.fis.unwrap_or_default();
+        let known = command.fis.is_some();
+        // PxSACT does not tell: SeaBIOS sets it for every command.
+        let queued = known && self.drive.is_queued(&fis);
+        if self.begun != 0 && !queued {
+            return Err(Next::Event);
+        }
         slot.command = command;
-        slot.fis = command.fis.unwrap_or_default();
+        slot.fis = fis;
         slot.buffers.clear();
         slot.protocol = if queued {
             Protocol::Queued
@@ -204,21 +212,18 @@ impl Server {
         };
         slot.processed = false;
         slot.trim = None;
-        let fis = slot.fis;
-        let known = command.fis.is_some();
         if known && !fis.is_command {
             self.control(index, &command, &fis);
             return Ok(());
         }
         let tagged = !queued || usize::from(fis.count >> 3) & 0x1f == index;
         let action = if known && tagged {
-            self.drive
-                .command(&fis, &command.packet, queued, &mut self.scratch)
+            self.drive.command(&fis, &command.packet, &mut self.scratch)
         } else {
             Action::failed(&fis, ABORTED)
         };
         if let Action::Disk { request, .. } = &action {
-            self.jobs.admit(request)?;
+            self.jobs.admit(request).map_err(Next::After)?;
         }
         self.begun |= bit(index);
         self.queued = queued;
@@ -400,11 +405,11 @@ impl Server {
         match protocol {
             Protocol::Queued => {}
             Protocol::Plain => {
-                state.issued &= !bit(index);
+                state.take_back(bit(index));
                 self.registers.post_registers(&mut state, registers);
             }
             Protocol::PioIn => {
-                state.issued &= !bit(index);
+                state.take_back(bit(index));
                 self.registers.post_pio_setup(&mut state, registers);
             }
         }
@@ -441,8 +446,7 @@ impl Server {
     /// The driver writes the control register, which is about resets.
     fn control(&self, index: usize, command: &Fetched, fis: &fis::Command) {
         let mut state = self.registers.lock();
-        state.issued &= !bit(index);
-        state.active &= !bit(index);
+        state.take_back(bit(index));
         if fis.control & SOFT_RESET != 0 {
             state.in_reset = true;
             if !command.clear_busy {
@@ -462,8 +466,7 @@ impl Server {
         }
         let mut state = self.registers.lock();
         if !state.faulted {
-            state.issued &= !done;
-            state.active &= !done;
+            state.take_back(done);
             let fis = fis::set_device_bits(READY, 0, done);
             self.registers.post_device_bits(&mut state, &fis);
         }
