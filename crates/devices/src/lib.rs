@@ -7,6 +7,7 @@
 
 pub mod ahci;
 pub mod bus;
+pub mod channel;
 pub mod console;
 pub mod disk;
 pub mod legacy;

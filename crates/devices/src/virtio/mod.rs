@@ -159,6 +159,8 @@ pub enum DeviceState {
     Console(console::ConsoleState),
     /// Of a network interface.
     Net(net::NetState),
+    /// Of a console's named ports.
+    Ports(console::ports::PortsState),
     /// Of an entropy source, which has none.
     Rng,
 }
@@ -169,7 +171,7 @@ impl DeviceState {
         let saved = match self {
             Self::Balloon(_) => VIRTIO_ID_BALLOON,
             Self::Block(_) => VIRTIO_ID_BLOCK,
-            Self::Console(_) => VIRTIO_ID_CONSOLE,
+            Self::Console(_) | Self::Ports(_) => VIRTIO_ID_CONSOLE,
             Self::Net(_) => VIRTIO_ID_NET,
             Self::Rng => VIRTIO_ID_RNG,
         };

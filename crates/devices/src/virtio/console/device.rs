@@ -78,11 +78,22 @@ impl Resizer {
 
 #[derive(IntoBytes, Immutable)]
 #[repr(C)]
-struct ConfigSpace {
+pub(super) struct ConfigSpace {
     columns: U16,
     rows: U16,
     max_ports: U32,
     emergency_write: U32,
+}
+
+impl ConfigSpace {
+    pub(super) fn new(size: TerminalSize, max_ports: u32) -> Self {
+        Self {
+            columns: size.columns.into(),
+            rows: size.rows.into(),
+            max_ports: max_ports.into(),
+            emergency_write: 0.into(),
+        }
+    }
 }
 
 /// A virtio console.
@@ -132,12 +143,7 @@ impl VirtioDevice for Console {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let size = lock(&self.terminal).size;
-        let space = ConfigSpace {
-            columns: size.columns.into(),
-            rows: size.rows.into(),
-            max_ports: 1.into(),
-            emergency_write: 0.into(),
-        };
+        let space = ConfigSpace::new(size, 1);
         config_space::read(space.as_bytes(), offset, data);
     }
 

@@ -25,7 +25,7 @@ const INPUT: u32 = 2;
 #[derive(Debug)]
 pub(super) struct Port {
     pub(super) ring: Ring,
-    chain: Chain,
+    pub(super) chain: Chain,
 }
 
 impl Port {

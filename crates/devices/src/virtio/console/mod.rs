@@ -2,11 +2,13 @@
 //! [`ConsoleSink`](crate::console::ConsoleSink) and a
 //! [`ConsoleInput`](crate::console::ConsoleInput).
 //!
-//! Offers the size of the terminal. Leaves out several ports (MULTIPORT) and the emergency write
-//! register: the serial port is there for early output.
+//! Offers the size of the terminal. Leaves out several ports (MULTIPORT), which are a device of
+//! their own ([`ports`]), so that the console is the first port of its device for every driver; and
+//! the emergency write register: the serial port is there for early output.
 
 mod device;
 mod handler;
+pub mod ports;
 
 #[cfg(test)]
 pub(crate) mod tests;
