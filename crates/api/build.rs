@@ -6,7 +6,10 @@ use std::path::Path;
 fn main() -> Result<(), Box<dyn Error>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
     println!("cargo::rerun-if-changed={}", root.display());
-    let descriptors = protox::compile(["edgevmm/v1/machine.proto"], [root])?;
+    let descriptors = protox::compile(
+        ["edgevmm/v1/machine.proto", "edgevmm/v1/agent.proto"],
+        [root],
+    )?;
     tonic_prost_build::configure().compile_fds(descriptors)?;
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! Targets of `edgevmm-config`: files and flags that somebody made without knowing how.
 
-use edgevmm_config::{ConsoleConfig, CpuConfig, DiskConfig, MemoryConfig, NetConfig, VmConfig};
+use edgevmm_config::{
+    ChannelConfig, ConsoleConfig, CpuConfig, DiskConfig, MemoryConfig, NetConfig, VmConfig,
+};
 
 const INPUT_MAX: usize = 16 << 10;
 
@@ -29,12 +31,13 @@ pub fn flag(input: &[u8]) {
         return;
     };
     let mut config = VmConfig::default();
-    match flag % 5 {
+    match flag % 6 {
         0 => config.disks.extend(text.parse::<DiskConfig>()),
         1 => config.nets.extend(text.parse::<NetConfig>()),
         2 => config.cpus = text.parse::<CpuConfig>().unwrap_or_default(),
         3 => config.memory = text.parse::<MemoryConfig>().unwrap_or_default(),
-        _ => config.console = text.parse::<ConsoleConfig>().unwrap_or_default(),
+        4 => config.console = text.parse::<ConsoleConfig>().unwrap_or_default(),
+        _ => config.channels.extend(text.parse::<ChannelConfig>()),
     }
     let _ = config.validate();
 }

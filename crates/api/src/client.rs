@@ -8,10 +8,14 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
+use crate::v1::agent_client::AgentClient;
 use crate::v1::machine_client::MachineClient;
 
 /// A connection to a machine.
 pub type Client = MachineClient<Channel>;
+
+/// A connection to a machine's guest agent.
+pub type Agent = AgentClient<Channel>;
 
 /// Why there is no connection to a machine.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +44,19 @@ pub enum ConnectError {
 ///
 /// When nobody serves the API there.
 pub async fn connect(socket: &Path) -> Result<Client, ConnectError> {
+    channel(socket).await.map(MachineClient::new)
+}
+
+/// As [`connect`], to ask the guest agent.
+///
+/// # Errors
+///
+/// When nobody serves the API there.
+pub async fn connect_agent(socket: &Path) -> Result<Agent, ConnectError> {
+    channel(socket).await.map(AgentClient::new)
+}
+
+async fn channel(socket: &Path) -> Result<Channel, ConnectError> {
     // The first connection is made here, so that its error isn't buried in the transport's.
     let stream = UnixStream::connect(socket)
         .await
@@ -64,7 +81,6 @@ pub async fn connect(socket: &Path) -> Result<Client, ConnectError> {
     Endpoint::from_static("http://localhost")
         .connect_with_connector(connector)
         .await
-        .map(MachineClient::new)
         .map_err(|source| ConnectError::Transport {
             path: socket.to_owned(),
             source,

@@ -1,6 +1,6 @@
 //! The gRPC API of a running machine and the places where machines are found.
 //!
-//! A machine serves [`v1::machine_server::Machine`] on a Unix socket in its folder below the
+//! A machine serves [`v1::machine_server::Machine`] and [`v1::agent_server::Agent`] on a Unix socket in its folder below the
 //! [`RuntimeDir`]. Clients find the folder by the machine's name and [`connect`] to it.
 
 mod client;
@@ -8,7 +8,7 @@ mod exit;
 mod lock;
 mod runtime;
 
-pub use client::{Client, ConnectError, connect};
+pub use client::{Agent, Client, ConnectError, connect, connect_agent};
 pub use exit::{ExitReason, ExitRecord};
 pub use runtime::{MachineClaim, MachineDir, RuntimeDir, RuntimeDirError};
 

@@ -151,6 +151,7 @@ impl VmConfig {
             crate::ConsoleOutput::File(path) => Some(path),
             _ => None,
         };
+        let channels = self.channels.iter_mut().map(|channel| &mut channel.socket);
         let debugcon = self
             .debugcon
             .as_mut()
@@ -159,6 +160,7 @@ impl VmConfig {
             .chain(boot.into_iter().flatten())
             .chain(seed.flatten())
             .chain(console)
+            .chain(channels)
             .chain(debugcon)
     }
 }

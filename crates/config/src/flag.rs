@@ -127,6 +127,7 @@ macro_rules! impl_flag {
 }
 
 impl_flag! {
+    crate::ChannelConfig: "name",
     crate::CpuConfig: "count",
     crate::MemoryConfig: "size",
     crate::DiskConfig: "path",

@@ -4,6 +4,7 @@
 //! resources (files, taps) are opened later by the VMM.
 
 mod boot;
+mod channel;
 mod console;
 mod cpu;
 mod disk;
@@ -24,6 +25,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use boot::{BootConfig, CloudInitConfig, DataSource, FirmwareChoice, IdentityConfig};
+pub use channel::{AGENT_CHANNEL, ChannelConfig};
 pub use console::{ConsoleConfig, ConsoleDevice, ConsoleOutput};
 pub use cpu::{CpuConfig, MemoryConfig};
 pub use disk::{DiskAio, DiskConfig, DiskErrorPolicy, DiskFormat, ImageConfig};
@@ -62,6 +64,11 @@ pub struct VmConfig {
     pub cloud_init: Option<CloudInitConfig>,
     /// Where the console goes.
     pub console: ConsoleConfig,
+    /// Whether a guest agent finds its channel.
+    pub agent: bool,
+    /// Other channels between guest and host.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub channels: Vec<ChannelConfig>,
     /// Identity that the guest reads from SMBIOS.
     pub identity: IdentityConfig,
     /// File or `-` (standard error) for the firmware's debug port; none when absent.
@@ -89,6 +96,8 @@ impl Default for VmConfig {
             nets: vec![NetConfig::user()],
             cloud_init: None,
             console: ConsoleConfig::default(),
+            agent: true,
+            channels: Vec::new(),
             identity: IdentityConfig::default(),
             debugcon: None,
             on_panic: PanicAction::default(),

@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::hash::Hash;
 use std::path::{Path, PathBuf};
 
+use crate::channel::check_channels;
 use boot::{MAX_CMDLINE, check_boot};
 use disk::{MAX_QUEUES, MAX_SERIAL, check_disks};
 
@@ -173,6 +174,24 @@ pub enum ConfigError {
          and slashes"
     )]
     TapName(String),
+    /// The name of a channel can't be one.
+    #[error(
+        "`{0}` can't name a channel: use 1 to 64 letters, digits and `._-:+`, the first a letter or \
+         digit, like org.example.0"
+    )]
+    ChannelName(String),
+    /// A channel has the name of the agent's.
+    #[error(
+        "edgevmm talks to the guest agent itself: leave the channel out, or add --no-agent to talk \
+         to it by the socket"
+    )]
+    AgentChannel,
+    /// The path of a channel's socket can't be one.
+    #[error("The socket of channel {0} can't be at its path: use 1 to 107 bytes")]
+    ChannelSocket(String),
+    /// More channels than a machine has.
+    #[error("The machine can't have {0} channels: use at most 16")]
+    Channels(usize),
     /// The host name can't be one.
     #[error("`{0}` can't be a host name: use letters, digits, `-` and `.`, like web-1")]
     Hostname(String),
@@ -209,6 +228,7 @@ impl VmConfig {
         if let ConsoleOutput::File(path) = &self.console.output {
             check_path("console", path)?;
         }
+        check_channels(&self.channels, self.agent)?;
         if let Some(path) = &self.debugcon {
             check_path("debug port", path)?;
         }
@@ -217,7 +237,8 @@ impl VmConfig {
             return Err(ConfigError::SystemSerial);
         }
         let seed = usize::from(self.cloud_init.is_some());
-        match FIXED_PCI_DEVICES + seed + self.disk_functions() + self.nets.len() {
+        let ports = usize::from(self.agent || !self.channels.is_empty());
+        match FIXED_PCI_DEVICES + seed + ports + self.disk_functions() + self.nets.len() {
             0..=MAX_PCI_DEVICES => Ok(()),
             devices => Err(ConfigError::PciDevices(devices)),
         }
@@ -461,6 +482,7 @@ mod tests {
                 cmdline: Some("a".repeat(cmdline)),
                 ..Default::default()
             },
+            agent: false,
             nets: (0..taps)
                 .map(|tap| format!("tap=t{tap}").parse().unwrap())
                 .collect(),

@@ -36,7 +36,9 @@ struct State {
     input_waits: bool,
 }
 
-/// A named channel. The host's half of the methods may be called from any thread.
+/// A named channel. [`Channel::output`], [`Channel::input`], [`Channel::set_guest_open`],
+/// [`Channel::is_open`] and [`Channel::event`] are for its device, the others for the host; all may
+/// be called from any thread.
 #[derive(Debug)]
 pub struct Channel {
     name: String,
@@ -94,7 +96,9 @@ impl Channel {
         } else {
             0
         };
-        state.to_guest.extend(bytes.iter().take(accepted));
+        state
+            .to_guest
+            .extend(bytes.get(..accepted).unwrap_or_default());
         state.input_waits = accepted < bytes.len();
         drop(state);
         if accepted > 0 {
@@ -116,13 +120,13 @@ impl Channel {
     }
 
     /// Whether the host's end is open.
-    pub(crate) fn is_open(&self) -> bool {
+    pub fn is_open(&self) -> bool {
         self.lock().host_open
     }
 
     /// Takes what the guest wrote, as far as there is room, and returns how much that was. All of
     /// it while the host's end is closed: then it is lost.
-    pub(crate) fn output(&self, bytes: &[u8]) -> usize {
+    pub fn output(&self, bytes: &[u8]) -> usize {
         let mut state = self.lock();
         if !state.host_open {
             return bytes.len();
@@ -130,7 +134,9 @@ impl Channel {
         let room = Self::CAPACITY.saturating_sub(state.to_host.len());
         let accepted = bytes.len().min(room);
         let first = state.to_host.is_empty() && accepted > 0;
-        state.to_host.extend(bytes.iter().take(accepted));
+        state
+            .to_host
+            .extend(bytes.get(..accepted).unwrap_or_default());
         state.output_waits = accepted < bytes.len();
         drop(state);
         if first {
@@ -140,7 +146,7 @@ impl Channel {
     }
 
     /// Takes up to `buffer.len()` bytes for the guest, the oldest first, and returns how many.
-    pub(crate) fn input(&self, buffer: &mut [u8]) -> usize {
+    pub fn input(&self, buffer: &mut [u8]) -> usize {
         let mut state = self.lock();
         let count = take(&mut state.to_guest, buffer);
         let tell = count > 0 && std::mem::take(&mut state.input_waits);
@@ -152,7 +158,7 @@ impl Channel {
     }
 
     /// The guest opened or closed its end; what it did not read is lost.
-    pub(crate) fn set_guest_open(&self, open: bool) {
+    pub fn set_guest_open(&self, open: bool) {
         let mut state = self.lock();
         if !open && !state.guest_open {
             return;
@@ -166,7 +172,7 @@ impl Channel {
     }
 
     /// Signalled when the host has input, has made room or has opened or closed its end.
-    pub(crate) fn event(&self) -> &EventFd {
+    pub fn event(&self) -> &EventFd {
         &self.event
     }
 
@@ -182,9 +188,16 @@ impl Channel {
 
 fn take(queue: &mut VecDeque<u8>, buffer: &mut [u8]) -> usize {
     let count = buffer.len().min(queue.len());
-    for (slot, byte) in buffer.iter_mut().zip(queue.drain(..count)) {
-        *slot = byte;
+    let (front, back) = queue.as_slices();
+    let first = count.min(front.len());
+    let (start, rest) = buffer.split_at_mut(first);
+    for (to, from) in [(start, front), (rest, back)] {
+        let len = to.len().min(from.len());
+        if let (Some(to), Some(from)) = (to.get_mut(..len), from.get(..len)) {
+            to.copy_from_slice(from);
+        }
     }
+    queue.drain(..count);
     count
 }
 

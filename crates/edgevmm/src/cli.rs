@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use edgevmm_config::{
-    ByteSize, ConsoleConfig, CpuConfig, DataSource, DiskConfig, DiskKind, FirmwareChoice,
-    MemoryConfig, NetConfig, PanicAction, PortForward, WatchdogAction, WatchdogConfig,
+    ByteSize, ChannelConfig, ConsoleConfig, CpuConfig, DataSource, DiskConfig, DiskKind,
+    FirmwareChoice, MemoryConfig, NetConfig, PanicAction, PortForward, WatchdogAction,
+    WatchdogConfig,
 };
 use uuid::Uuid;
 
+use crate::agent::args::AgentArgs;
 use crate::image::args::ImageArgs;
 
 /// Boots disk images as virtual machines on KVM.
@@ -59,6 +61,8 @@ pub enum Command {
     Memory(MemoryArgs),
     /// Change what is in a CD-ROM drive of a running machine
     Media(MediaArgs),
+    /// Ask a machine's guest agent: describe the guest, run programs, freeze file systems
+    Agent(Box<AgentArgs>),
     /// Describe a machine
     Inspect(InspectArgs),
     /// Wait until a machine ends, and exit as its `run` would
@@ -145,6 +149,12 @@ pub struct MachineArgs {
     /// Give the guest a watchdog (i6300esb), and do this when it runs out
     #[arg(long, value_name = "ACTION")]
     pub watchdog: Option<WatchdogArg>,
+    /// Add a channel: a named virtio port in the guest, a Unix socket on the host
+    #[arg(long = "channel", value_name = "NAME,socket=PATH")]
+    pub channels: Vec<ChannelConfig>,
+    /// Leave out the channel that a guest agent looks for
+    #[arg(long)]
+    pub no_agent: bool,
     /// Seconds that the guest gets to power off when it is asked to [default: 60]
     #[arg(long, value_name = "SECONDS")]
     pub stop_timeout: Option<u32>,

@@ -57,6 +57,12 @@ impl Failure {
         }
     }
 
+    /// Ends the program with another code, where a command has its own.
+    #[must_use]
+    pub fn code(self, code: u8) -> Self {
+        Self { code, ..self }
+    }
+
     /// Adds what the user can do.
     #[must_use]
     pub fn hint(self, hint: impl Into<String>) -> Self {

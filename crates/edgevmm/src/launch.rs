@@ -8,6 +8,7 @@ use anyhow::Context;
 use edgevmm_api::{MachineClaim, RuntimeDir, RuntimeDirError};
 use edgevmm_config::{ConsoleOutput, VmConfig};
 use edgevmm_vmm::boot::BootError;
+use edgevmm_vmm::channel::ChannelError;
 use edgevmm_vmm::console::ends;
 use edgevmm_vmm::lifecycle::Handle;
 use edgevmm_vmm::machine::{BuildError, NetworkError, StorageError};
@@ -77,6 +78,7 @@ pub fn failure(error: VmmError) -> Failure {
             )
             | BuildError::Network(NetworkError::Ipv6 { .. })
             | BuildError::Storage(StorageError::NoOverlay(_) | StorageError::OverlaySize { .. })
+            | BuildError::Channel(ChannelError::InUse { .. } | ChannelError::Exists { .. })
             | BuildError::Slots
             | BuildError::Topology(_),
         ) => Failure::usage(error),

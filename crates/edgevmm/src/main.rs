@@ -1,5 +1,6 @@
 //! Boots disk images as virtual machines on KVM.
 
+mod agent;
 mod cli;
 mod console;
 mod detach;
@@ -13,6 +14,7 @@ mod manage;
 mod messages;
 mod rate_limit;
 mod resolve;
+mod table;
 mod term;
 
 use std::io::IsTerminal;
@@ -123,6 +125,7 @@ fn dispatch(command: Command, log_filter: &str) -> Outcome {
         Command::Media(args) => client(manage::media(&args)),
         Command::ResizeDisk(args) => client(manage::resize_disk(&args)),
         Command::Memory(args) => client(manage::memory(&args)),
+        Command::Agent(args) => client(agent::run(*args)),
         Command::Inspect(args) => client(manage::inspect(&args)),
         Command::Wait(args) => client(manage::wait(&args.name)),
         Command::Rm(args) => client(manage::rm(&args)),

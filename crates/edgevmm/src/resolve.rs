@@ -37,6 +37,8 @@ pub fn resolve(args: RunArgs) -> Result<VmConfig, Failure> {
     set(&mut vm.on_panic, machine.on_panic.map(Into::into));
     set_some(&mut vm.watchdog, machine.watchdog.map(Into::into));
     set(&mut vm.console, machine.console);
+    vm.agent &= !machine.no_agent;
+    vm.channels.extend(machine.channels);
     set(&mut vm.stop_timeout, machine.stop_timeout);
     set_some(&mut vm.identity.uuid, machine.uuid);
 

@@ -3,7 +3,9 @@
 //! [`run`] is the whole of it: it builds a machine from its config, serves its API and returns
 //! when the guest has ended.
 
+pub mod agent;
 pub mod boot;
+pub mod channel;
 pub mod console;
 mod device_loop;
 pub mod kvm;
@@ -24,6 +26,7 @@ use edgevmm_devices::virtio::console::Resizer;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use agent::AgentService;
 use console::ConsoleHub;
 use lifecycle::{Handle, Life, Mailbox, Terms};
 use machine::Machine;
@@ -100,7 +103,7 @@ async fn live(
     announce: impl FnOnce(Started) -> std::io::Result<()>,
 ) -> Result<ExitRecord, VmmError> {
     let mailbox = Mailbox::default();
-    let machine = Machine::build(config, &mailbox)?;
+    let mut machine = Machine::build(config, &mailbox)?;
     let console = Arc::clone(machine.console());
     let console_pty = machine.console_pty();
     let boot_note = machine.boot_note();
@@ -108,6 +111,8 @@ async fn live(
     let disks = machine.disks();
     let balloon = machine.balloon();
     let drives = machine.drives();
+    let agent = machine.agent().cloned();
+    machine.serve_channels().map_err(VmmError::Runtime)?;
     let config_json = serde_json::to_string(config).unwrap_or_default();
     claim.write_config(&config_json)?;
     let socket = Socket::bind(&claim.dir().socket())?;
@@ -127,11 +132,13 @@ async fn live(
             disks,
             drives,
             balloon,
+            agent: agent.clone(),
             memory: config.memory.size.0,
         },
     );
+    let agent = AgentService::new(agent, handle.clone());
     let (ended, shutdown) = watch::channel(false);
-    let server = tokio::spawn(socket.serve(service, shutdown));
+    let server = tokio::spawn(socket.serve(service, agent, shutdown));
     // From here on the signals are ours: one that comes before the guest runs is not lost either.
     let signals = tokio::spawn(obey_signals(take_signals(), handle.clone()));
     let started = Started {

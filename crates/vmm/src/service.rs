@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use edgevmm_api::v1::agent_server::AgentServer;
 use edgevmm_api::v1::machine_server::{Machine as MachineApi, MachineServer};
 use edgevmm_api::v1::{
     self, ConsoleAccess, ConsoleRequest, ConsoleResponse, console_request, console_response,
@@ -24,6 +25,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::agent::{Agent, AgentService};
 use crate::console::{ConsoleHub, HISTORY};
 use crate::lifecycle::{Handle, Phase, RequestError};
 use crate::machine::{open_disc, with_sources};
@@ -56,6 +58,8 @@ pub struct Ways {
     pub drives: Vec<(String, MediaHandle)>,
     /// To the balloon, if there is one.
     pub balloon: Option<BalloonHandle>,
+    /// To the guest agent, if there is a channel to it.
+    pub agent: Option<Arc<Agent>>,
     /// The guest's memory in bytes.
     pub memory: u64,
 }
@@ -95,11 +99,13 @@ impl Socket {
     pub async fn serve(
         self,
         service: Service,
+        agent: AgentService,
         mut shutdown: watch::Receiver<bool>,
     ) -> Result<(), tonic::transport::Error> {
         let incoming = UnixListenerStream::new(self.0);
         tonic::transport::Server::builder()
             .add_service(MachineServer::new(service))
+            .add_service(AgentServer::new(agent))
             .serve_with_incoming_shutdown(incoming, async move {
                 let _ = shutdown.wait_for(|ended| *ended).await;
             })
@@ -202,6 +208,15 @@ fn state(phase: Phase) -> v1::State {
     }
 }
 
+fn agent_state(agent: Option<&Agent>) -> v1::AgentState {
+    match agent {
+        None => v1::AgentState::Off,
+        Some(agent) if !agent.is_connected() => v1::AgentState::Disconnected,
+        Some(agent) if agent.is_frozen() => v1::AgentState::Frozen,
+        Some(_) => v1::AgentState::Connected,
+    }
+}
+
 type ConsoleStream = Pin<Box<dyn Stream<Item = Result<ConsoleResponse, Status>> + Send>>;
 
 #[tonic::async_trait]
@@ -242,6 +257,7 @@ impl MachineApi for Service {
             exit: status.exit.map(Into::into),
             resets: status.resets,
             console_pty: pty.unwrap_or_default(),
+            agent: agent_state(self.ways.agent.as_deref()).into(),
         }))
     }
 

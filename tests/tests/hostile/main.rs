@@ -85,6 +85,8 @@ impl Target {
         if self.console == Console::Virtio {
             kinds.push((Type::Console, 2, 1));
         }
+        // Those of the guest agent.
+        kinds.push((Type::Ports, 6, 1 << 1));
         let device = |(slot, (kind, queues, features))| Device {
             kind,
             slot,

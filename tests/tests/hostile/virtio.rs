@@ -18,6 +18,9 @@ const MSIX_TABLE: u32 = 0x2000;
 
 const BAR_LEN: u32 = 0x4000;
 
+/// Queue of a device with ports that carries the driver's messages.
+const CONTROL_QUEUE: u16 = 3;
+
 /// Length of what the driver has for each queue in the arena.
 const QUEUE_MEMORY: u32 = 0x8000;
 
@@ -36,6 +39,7 @@ pub enum Type {
     Net,
     Rng,
     Console,
+    Ports,
 }
 
 /// A device, and where it is.
@@ -76,7 +80,7 @@ impl Device {
         let base = u64::from(ARENA.start + (self.slot * 8 + u32::from(index)) * QUEUE_MEMORY);
         Queue {
             index,
-            size: 64,
+            size: if self.kind == Type::Ports { 16 } else { 64 },
             descriptors: base,
             available: base + 0x2000,
             used: base + 0x4000,
@@ -127,12 +131,11 @@ impl Device {
     /// is printed last if not.
     pub fn use_properly(&self, script: &mut Script) {
         script.say(&self.slot.to_string());
-        let queue = self.queue(if self.kind == Type::Block { 0 } else { 1 });
-        let queue = if self.kind == Type::Rng {
-            self.queue(0)
-        } else {
-            queue
-        };
+        let queue = self.queue(match self.kind {
+            Type::Block | Type::Rng => 0,
+            Type::Net | Type::Console => 1,
+            Type::Ports => CONTROL_QUEUE,
+        });
         self.clear(script, &queue);
         self.negotiate(script, self.features | VERSION_1);
         self.set_up(script, &queue, 0xffff);
@@ -151,6 +154,7 @@ impl Device {
             Type::Rng => &[(buffer, 64, WRITE)],
             Type::Net => &[(buffer, 12 + 60, 0)],
             Type::Console => &[(buffer, 1, 0)],
+            Type::Ports => &[(buffer, 8, 0)],
         };
         for (index, (address, len, flags)) in (0..).zip(chain) {
             let last = usize::from(index) + 1 == chain.len();
@@ -243,7 +247,7 @@ fn hostile_queues(random: &Random, device: &Device) -> Vec<Queue> {
         .map(|index| device.queue(index))
         .collect();
     for queue in &mut queues {
-        queue.size = random.pick(&[64, 64, 64, 1, 2, 32, 16]);
+        queue.size = random.pick(&[64, 64, 64, 1, 2, 32, 16]).min(queue.size);
     }
     if random.one_in(8) {
         queues.truncate(1);
@@ -335,7 +339,14 @@ fn request(
             }
             chain.push((header + 0x2000, 1, WRITE));
         }
-        Type::Net | Type::Console => {
+        Type::Ports if queue.index == CONTROL_QUEUE => {
+            let port = random.pick(&[0, 1, 1, 1, 2, random.word()]);
+            let event = random.pick(&[0, 3, 3, 6, 6, random.word() & 0xffff]);
+            script.write32(header as u32, port);
+            script.write32(header as u32 + 4, event | random.below(2) << 16);
+            chain.push((header, 8, 0));
+        }
+        Type::Net | Type::Console | Type::Ports => {
             let writes = if queue.index.is_multiple_of(2) {
                 WRITE
             } else {

@@ -1,7 +1,7 @@
 //! `image`: making, converting, checking and mending disk images.
 
 pub mod args;
-mod report;
+pub mod report;
 mod work;
 
 use std::io::{ErrorKind, Write};

@@ -26,12 +26,14 @@ pub fn bytes(bytes: u64) -> String {
     }
 }
 
+/// Prints JSON, if anybody reads it.
 pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(value).context("Can't write JSON")?;
     print(&(text + "\n"))
 }
 
-fn print(text: &str) -> anyhow::Result<()> {
+/// Prints text, if anybody reads it.
+pub fn print(text: &str) -> anyhow::Result<()> {
     broken_pipe_is_fine(io::stdout().write_all(text.as_bytes()))
 }
 
@@ -153,7 +155,7 @@ pub fn snapshots(snapshots: &[SnapshotInfo]) -> anyhow::Result<()> {
 }
 
 /// A time in seconds since 1970, as a date and time in UTC.
-fn utc(seconds: u64) -> String {
+pub fn utc(seconds: u64) -> String {
     let (days, rest) = (seconds / 86400, seconds % 86400);
     // Days are counted from the first of March of the year 0, so that leap days come last.
     let days = days + 719_468;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use edgevmm_api::v1::{InspectRequest, InspectResponse, State};
+use edgevmm_api::v1::{AgentState, InspectRequest, InspectResponse, State};
 use edgevmm_api::{ExitReason, ExitRecord, MachineDir, RuntimeDir};
 use edgevmm_config::VmConfig;
 use serde::Serialize;
@@ -35,6 +35,9 @@ struct Machine {
     resets: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     console_pty: Option<String>,
+    /// Whether a guest agent is there to be asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    agent: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     exit: Option<ExitRecord>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -56,6 +59,7 @@ impl Machine {
             uptime_seconds: None,
             resets: None,
             console_pty: None,
+            agent: None,
             exit: None,
             config: config.and_then(|text| serde_json::from_str(&text).ok()),
         };
@@ -71,6 +75,7 @@ impl Machine {
 
     fn take(&mut self, answer: InspectResponse) {
         self.state = live_state(answer.state()).to_owned();
+        self.agent = agent_state(answer.agent());
         self.reason = Some(answer.reason).filter(|reason| !reason.is_empty());
         self.started = answer.start_time.map(|time| time.seconds);
         self.uptime_seconds = answer.uptime.map(|uptime| uptime.seconds);
@@ -110,6 +115,16 @@ const fn live_state(state: State) -> &'static str {
         State::Paused => "paused",
         State::Stopping => "stopping",
         State::Stopped => "stopped",
+    }
+}
+
+const fn agent_state(state: AgentState) -> Option<&'static str> {
+    match state {
+        AgentState::Unspecified => None,
+        AgentState::Off => Some("off"),
+        AgentState::Disconnected => Some("disconnected"),
+        AgentState::Connected => Some("connected"),
+        AgentState::Frozen => Some("frozen"),
     }
 }
 
@@ -168,23 +183,8 @@ fn table(machines: &[Machine]) -> String {
     let reason = if troubled { "REASON" } else { "" };
     let head = ["NAME", "STATE", "PID", "UPTIME", "CPUS", "MEMORY", reason];
     let head = head.map(ToOwned::to_owned);
-    let rows: Vec<_> = std::iter::once(head)
-        .chain(machines.iter().map(Machine::row))
-        .collect();
-    let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column));
-        cells.map(|cell| cell.len()).max().unwrap_or(0)
-    };
-    let mut text = String::new();
-    for row in &rows {
-        let cells = row.iter().enumerate();
-        let line: String = cells
-            .map(|(i, cell)| format!("{cell:<w$}   ", w = width(i)))
-            .collect();
-        text += line.trim_end();
-        text.push('\n');
-    }
-    text
+    let rows = std::iter::once(head).chain(machines.iter().map(Machine::row));
+    crate::table::table(&rows.collect::<Vec<_>>())
 }
 
 /// Describes a machine.

@@ -14,7 +14,7 @@ use edgevmm_api::v1::{
     ChangeMediumRequest, GetVersionRequest, KillRequest, PauseRequest, ResetRequest,
     ResizeDiskRequest, ResumeRequest, StopRequest, WaitRequest,
 };
-use edgevmm_api::{Client, ExitRecord, MachineDir, RuntimeDir, RuntimeDirError};
+use edgevmm_api::{Client, ConnectError, ExitRecord, MachineDir, RuntimeDir, RuntimeDirError};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -52,6 +52,18 @@ fn open(name: &str) -> Result<MachineDir, Failure> {
 ///
 /// When it isn't there, has ended or doesn't answer.
 pub async fn connect(name: &str) -> Result<(MachineDir, Client), Failure> {
+    reach(name, edgevmm_api::connect).await
+}
+
+/// As [`connect`], to the part of the API that `connect` is for.
+///
+/// # Errors
+///
+/// As [`connect`].
+pub async fn reach<T>(
+    name: &str,
+    connect: impl AsyncFnOnce(&Path) -> Result<T, ConnectError>,
+) -> Result<(MachineDir, T), Failure> {
     let dir = open(name)?;
     if !dir.is_alive().map_err(Failure::host)? {
         return Err(
@@ -60,7 +72,7 @@ pub async fn connect(name: &str) -> Result<(MachineDir, Client), Failure> {
             )),
         );
     }
-    let client = tokio::time::timeout(ANSWER, edgevmm_api::connect(&dir.socket())).await;
+    let client = tokio::time::timeout(ANSWER, connect(&dir.socket())).await;
     let no_answer = || Failure::host(anyhow!("Machine {name} does not answer"));
     let hint = format!("it may still be starting; `edgevmm kill {name}` ends it");
     match client {

@@ -113,6 +113,13 @@ impl Handle {
         stopped.ok().and_then(|status| status.exit.clone())
     }
 
+    /// Waits until the machine is to stop, or has ended.
+    pub async fn stopping(&mut self) {
+        let ends = |status: &Status| matches!(status.phase, Phase::Stopping | Phase::Stopped);
+        // Without a sender it has ended.
+        let _ = self.status.wait_for(ends).await;
+    }
+
     /// Presses the power button and sets the deadline; the configured one when absent. Does not
     /// wait.
     pub fn request_stop(&self, timeout: Option<Duration>) {

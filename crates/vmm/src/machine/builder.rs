@@ -20,6 +20,7 @@ use edgevmm_devices::virtio::rng::Rng;
 use edgevmm_devices::virtio::transport::{VirtioPci, VirtioPciConfig, VirtioPciError};
 use kvm_ioctls::Kvm;
 
+use super::channels::Channels;
 use super::disks::{self, Disk, DiskDevice, OpenDisk};
 use super::firmware_data;
 use super::functions::{BootDevice, Function};
@@ -28,6 +29,7 @@ use super::network::{self, NetworkError};
 use super::storage::StorageError;
 use super::{Machine, boot_choice, identity};
 use crate::boot::{Boot, BootError, BootPlan};
+use crate::channel::ChannelError;
 use crate::console::ConsoleHub;
 use crate::console::ends::{self, ConsoleError, Pty};
 use crate::device_loop::DeviceThread;
@@ -61,6 +63,9 @@ pub enum BuildError {
     /// The console's host end.
     #[error(transparent)]
     Console(#[from] ConsoleError),
+    /// A channel's host end.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
     /// KVM.
     #[error(transparent)]
     Kvm(#[from] KvmError),
@@ -284,6 +289,10 @@ impl Machine {
             ConsoleDevice::Serial => None,
             ConsoleDevice::Virtio => Some(add_console(&mut pci, console.virtio)?),
         };
+        let channels = Channels::new(config).map_err(host("channels"))?;
+        if let Some(ports) = channels.device(&platform.device_loop) {
+            pci.add(ports)?;
+        }
         let balloon = add_balloon(&mut pci, config)?;
         let functions = pci.functions;
         let pci = Arc::new(pci.host);
@@ -324,6 +333,7 @@ impl Machine {
         };
         let vcpus = create_vcpus(&kvm, &vm, topology, config.cpus.count)?;
         let vcpus = Vcpus::start(vcpus, &surroundings, entry)?;
+        let (agent, channels) = channels.connect(config)?;
         let pty = connect_console(config, &console.hub)?;
         Ok(Machine {
             vcpus,
@@ -334,6 +344,8 @@ impl Machine {
             disks,
             _device_thread: device_thread,
             net_helpers,
+            agent,
+            channels,
             pty,
             resizer,
             balloon,

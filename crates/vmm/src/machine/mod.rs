@@ -6,6 +6,7 @@
 
 mod boot_choice;
 mod builder;
+mod channels;
 pub mod disks;
 mod firmware_data;
 mod functions;
@@ -32,7 +33,9 @@ pub use network::NetworkError;
 pub use state::MachineState;
 pub use storage::{Overlay, StorageError, disk_paths, open_disc, overlay_of};
 
+use crate::agent::Agent;
 use crate::boot::{BootError, BootPlan};
+use crate::channel::ChannelSocket;
 use crate::console::ConsoleHub;
 use crate::console::ends::Pty;
 use crate::device_loop::DeviceThread;
@@ -72,6 +75,8 @@ pub struct Machine {
     disks: Vec<Disk>,
     _device_thread: DeviceThread,
     net_helpers: Vec<NetHelper>,
+    agent: Option<Arc<Agent>>,
+    channels: Vec<ChannelSocket>,
     pty: Option<Pty>,
     resizer: Option<Resizer>,
     balloon: Option<BalloonHandle>,
@@ -120,6 +125,19 @@ impl Machine {
     pub fn drives(&self) -> Vec<(String, MediaHandle)> {
         let way = |disk: &Disk| Some((disk.name.clone(), disk.media.clone()?));
         self.disks.iter().filter_map(way).collect()
+    }
+
+    /// The client of its guest agent, if there is a channel to one.
+    pub fn agent(&self) -> Option<&Arc<Agent>> {
+        self.agent.as_ref()
+    }
+
+    /// Lets clients connect to its channels from now on; in tokio's context.
+    ///
+    /// # Errors
+    /// Fails when the process may not wait for more.
+    pub fn serve_channels(&mut self) -> std::io::Result<()> {
+        self.channels.iter_mut().try_for_each(ChannelSocket::serve)
     }
 
     /// Lets the vCPUs run, and the devices if they were suspended. Disks try again what the host
