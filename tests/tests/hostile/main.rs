@@ -12,6 +12,7 @@ mod memory;
 mod random;
 mod script;
 mod virtio;
+mod watchdog;
 
 use std::fs::File;
 use std::time::SystemTime;

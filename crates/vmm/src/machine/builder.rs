@@ -9,8 +9,10 @@ use edgevmm_devices::GuestMemory;
 use edgevmm_devices::ahci::{self, Ahci, AhciConfig, Drive};
 use edgevmm_devices::bus::{BusError, Shared, shared};
 use edgevmm_devices::console::{ConsoleInput, ConsoleSink};
+use edgevmm_devices::legacy::clock::MonotonicClock;
 use edgevmm_devices::legacy::debug_port::LineSink;
 use edgevmm_devices::legacy::pflash::PflashConfig;
+use edgevmm_devices::pci::watchdog::{Watchdog, WatchdogConfig};
 use edgevmm_devices::pci::{LpcBridge, PciConfigPorts, PciEcam, PciError, PciHost, PciWindow};
 use edgevmm_devices::platform::{IrqLine, MsiVectors, Platform};
 use edgevmm_devices::virtio::VirtioDevice;
@@ -164,6 +166,25 @@ impl PciBuilder<'_> {
         Ok(place.slot)
     }
 
+    /// Adds a watchdog.
+    fn add_watchdog(&mut self) -> Result<(), BuildError> {
+        let place = self.place(0)?;
+        let config = WatchdogConfig {
+            slot: self.host.slot(place.slot)?,
+            bar_address: place.bar,
+            control: Arc::clone(&self.platform.control),
+            clock: Arc::new(MonotonicClock::default()),
+        };
+        let function = shared(Watchdog::new(config)?);
+        let timer = Watchdog::handler(&function);
+        let added = self.platform.device_loop.add(Box::new(timer));
+        added.map_err(host("the watchdog's events"))?;
+        self.functions
+            .push(Function::Watchdog(Arc::clone(&function)));
+        self.host.add(place.slot, function)?;
+        Ok(())
+    }
+
     /// The next slot, for a function with so many vectors.
     fn place(&mut self, vectors: u16) -> Result<Place, BuildError> {
         let slot = self.next_slot;
@@ -294,6 +315,9 @@ impl Machine {
             pci.add(ports)?;
         }
         let balloon = add_balloon(&mut pci, config)?;
+        if config.watchdog.is_some() {
+            pci.add_watchdog()?;
+        }
         let functions = pci.functions;
         let pci = Arc::new(pci.host);
 

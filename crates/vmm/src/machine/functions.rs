@@ -2,6 +2,7 @@
 
 use edgevmm_devices::ahci::{Ahci, AhciState};
 use edgevmm_devices::bus::{Shared, lock};
+use edgevmm_devices::pci::watchdog::{Watchdog, WatchdogState};
 use edgevmm_devices::state::{StateError, same};
 use edgevmm_devices::virtio::transport::{VirtioPci, VirtioPciState};
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,8 @@ pub enum Function {
     Virtio(Shared<VirtioPci>),
     /// A SATA adapter.
     Sata(Shared<Ahci>),
+    /// A watchdog.
+    Watchdog(Shared<Watchdog>),
 }
 
 /// State of a [`Function`].
@@ -22,6 +25,8 @@ pub enum FunctionState {
     Virtio(VirtioPciState),
     /// Of a SATA adapter.
     Sata(AhciState),
+    /// Of a watchdog.
+    Watchdog(WatchdogState),
 }
 
 impl FunctionState {
@@ -30,6 +35,7 @@ impl FunctionState {
         match self {
             Self::Virtio(_) => 0,
             Self::Sata(_) => 1,
+            Self::Watchdog(_) => 2,
         }
     }
 }
@@ -40,6 +46,11 @@ impl Function {
         match self {
             Self::Virtio(function) => FunctionState::Virtio(lock(function).suspend()),
             Self::Sata(function) => FunctionState::Sata(lock(function).suspend()),
+            Self::Watchdog(watchdog) => {
+                let mut watchdog = lock(watchdog);
+                watchdog.hold();
+                FunctionState::Watchdog(watchdog.state())
+            }
         }
     }
 
@@ -51,16 +62,28 @@ impl Function {
         match (self, state) {
             (Self::Virtio(function), FunctionState::Virtio(state)) => lock(function).restore(state),
             (Self::Sata(function), FunctionState::Sata(state)) => lock(function).restore(state),
+            (Self::Watchdog(watchdog), FunctionState::Watchdog(state)) => {
+                lock(watchdog).restore(state)
+            }
             (Self::Virtio(_), saved) => same("kind of a PCI function", saved.kind(), 0_u8),
             (Self::Sata(_), saved) => same("kind of a PCI function", saved.kind(), 1_u8),
+            (Self::Watchdog(_), saved) => same("kind of a PCI function", saved.kind(), 2_u8),
         }
     }
 
-    /// Goes on after [`Function::suspend`] or [`Function::restore`].
+    /// Has the time stand still for a function that minds it, while vCPUs halt.
+    pub fn pause(&self) {
+        if let Self::Watchdog(watchdog) = self {
+            lock(watchdog).hold();
+        }
+    }
+
+    /// Goes on after [`Function::pause`], [`Function::suspend`] or [`Function::restore`].
     pub fn resume(&self) {
         match self {
             Self::Virtio(function) => lock(function).resume(),
             Self::Sata(function) => lock(function).resume(),
+            Self::Watchdog(watchdog) => lock(watchdog).release(),
         }
     }
 }

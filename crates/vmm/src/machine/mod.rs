@@ -158,6 +158,7 @@ impl Machine {
     /// Halts the vCPUs; devices finish what they have begun.
     pub fn pause(&self) {
         self.vcpus.pause();
+        self.functions.iter().for_each(Function::pause);
     }
 
     /// Looks after the processes that the machine has started, when one of them has ended.
