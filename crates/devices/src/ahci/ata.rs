@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex};
 
 use edgevmm_block::engine::{Operation, Request};
-use edgevmm_block::{BlockBackend, BlockError, SECTOR_SIZE};
+use edgevmm_block::{BlockBackend, BlockError};
 use serde::{Deserialize, Serialize};
 
 use super::drive::{Action, Protocol, SCRATCH_LEN};
@@ -206,10 +206,11 @@ impl AtaDisk {
     fn range(&self, range: Option<(u64, u64)>) -> Result<(u64, u64), u8> {
         let (sector, count) = range.ok_or(ABORTED)?;
         let end = sector.checked_add(count).ok_or(NOT_FOUND)?;
-        if end > self.backend.size() / SECTOR_SIZE {
+        let len = identify::sector_len(&*self.backend);
+        if end > self.backend.size() / len {
             return Err(NOT_FOUND);
         }
-        Ok((sector * SECTOR_SIZE, count * SECTOR_SIZE))
+        Ok((sector * len, count * len))
     }
 
     fn verify(&self, fis: &Command, range: Option<(u64, u64)>) -> Action {

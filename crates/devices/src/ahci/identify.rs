@@ -84,10 +84,16 @@ fn common(serial: &str, model: &str) -> Page {
     page
 }
 
+/// Bytes of a sector: what partition tables and file systems of the disk were made for.
+pub fn sector_len(backend: &dyn BlockBackend) -> u64 {
+    u64::from(backend.limits().logical_block).max(SECTOR_SIZE)
+}
+
 /// Of a disk.
 pub fn disk(backend: &dyn BlockBackend, serial: &str, state: &AtaState) -> Page {
     let mut page = common(serial, "edgevmm disk");
-    let (sectors, limits) = (backend.size() / SECTOR_SIZE, backend.limits());
+    let (sector_len, limits) = (sector_len(backend), backend.limits());
+    let sectors = backend.size() / sector_len;
     let cylinders = (sectors / (16 * 63)).min(CYLINDERS_MAX);
     page.set(0, 0x0040);
     // The geometry, as made and as it is now.
@@ -119,9 +125,16 @@ pub fn disk(backend: &dyn BlockBackend, serial: &str, state: &AtaState) -> Page 
     page.set(86, 0xb400);
     page.set(87, 0x4060);
     page.set_wide(100, sectors, 4);
-    let ratio = (limits.physical_block / 512).max(1).ilog2();
-    if ratio > 0 {
-        page.set_wide(106, u64::from(0x6000 | ratio), 1);
+    // Several sectors are a physical one; sectors are longer than usual, as so many words.
+    let ratio = (u64::from(limits.physical_block) / sector_len).max(1);
+    let several = u16::try_from(ratio.ilog2().min(15)).unwrap_or(0);
+    let long = sector_len > SECTOR_SIZE;
+    if several > 0 || long {
+        let kind = u16::from(several > 0) << 13 | u16::from(long) << 12;
+        page.set(106, 0x4000 | kind | several);
+    }
+    if long {
+        page.set_wide(117, sector_len / 2, 2);
     }
     // READ LOG DMA EXT.
     page.set(119, 0x4008);

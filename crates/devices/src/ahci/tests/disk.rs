@@ -1,5 +1,7 @@
 //! Disks and their driver.
 
+use std::sync::atomic::Ordering;
+
 use super::*;
 
 #[test]
@@ -39,6 +41,24 @@ fn a_disk_describes_itself() {
     assert_eq!(rig.disk.get(&mut rig.ahci, PORT_IS) & 3, 2);
     let setup = rig.disk.bytes(rig.disk.received(0x20), 20);
     assert_eq!((setup[0], setup[2], setup[15]), (0x5f, 0x58, 0x50));
+}
+
+#[test]
+fn disks_of_longer_sectors_count_by_those() {
+    let (mut rig, disk) = faults::faulty(crate::disk::ErrorPolicy::Stop);
+    disk.logical_block.store(4096, Ordering::SeqCst);
+    assert_eq!(rig.run(&Ata::new(0xec, 0, 0), &[(DATA, 512)]), 0x50);
+    let page = rig.disk.bytes(DATA, 512);
+    // 2048 words in each of 1024 sectors.
+    let words = [60, 61, 100, 101, 106, 117, 118].map(|at| word(&page, at));
+    assert_eq!(words, [1024, 0, 1024, 0, 0x5000, 2048, 0]);
+    let read = Ata::new(0x25, 1023, 1);
+    assert_eq!(rig.run(&read, &[(DATA, 4096)]), 0x50);
+    assert_eq!(rig.disk.bytes(DATA, 4096), pattern(1023 * 4096, 4096));
+    let read = Ata::queued(0x60, 0, 5, 2);
+    assert_eq!(rig.run(&read, &[(DATA, 8192)]), 0x50);
+    assert_eq!(rig.disk.bytes(DATA, 8192), pattern(5 * 4096, 8192));
+    assert_eq!(rig.run(&Ata::new(0x25, 1023, 2), &[(DATA, 8192)]), 0x1051);
 }
 
 #[test]

@@ -16,6 +16,8 @@ pub(super) struct Faulty {
     /// What fails with it, if not 0.
     pub(super) errno: AtomicI32,
     flushes: AtomicU32,
+    /// Bytes of its sectors.
+    pub(super) logical_block: AtomicU32,
 }
 
 impl Faulty {
@@ -42,7 +44,12 @@ impl BlockBackend for Faulty {
     }
 
     fn limits(&self) -> Limits {
-        self.below.limits()
+        let logical_block = self.logical_block.load(Ordering::SeqCst);
+        Limits {
+            logical_block,
+            physical_block: logical_block.max(4096),
+            ..self.below.limits()
+        }
     }
 
     fn read_vectored(&self, bufs: &[VolatileSlice<'_>], offset: u64) -> Result<(), BlockError> {
@@ -80,6 +87,7 @@ pub(super) fn faulty(policy: ErrorPolicy) -> (Rig, Arc<Faulty>) {
             below,
             errno: AtomicI32::new(0),
             flushes: AtomicU32::new(0),
+            logical_block: AtomicU32::new(512),
         });
         faulty = Some(Arc::clone(&disk));
         disk
