@@ -118,6 +118,15 @@ fn files_that_are_no_firmware_are_refused() -> Result<()> {
             refused(host, &["--uefi", file], &[file, "is no UEFI firmware"])?;
         }
         refused(host, &["--uefi", "absent.fd"], &["absent.fd"])?;
+        let [code, _] = firmware.ovmf();
+        let code = host.copy(&code, "code.fd")?;
+        for vars in ["cut.fd", "garbage.fd", "empty.fd"] {
+            let arguments = ["--uefi", &code, "--uefi-vars", vars];
+            refused(host, &arguments, &[vars, "holds no UEFI variables"])?;
+        }
+        let arguments = ["--uefi", &uefi, "--uefi-vars", "new.vars"];
+        refused(host, &arguments, &["whole.fd", "keeps no variables"])?;
+        host.ok(&Command::script("test ! -e new.vars"))?;
         let small = ["--memory", "32M", "--uefi", &uefi];
         refused(host, &small, &["UEFI firmware", "--memory"])?;
         refused(host, &["--bios", "empty.fd"], &["empty.fd", "0 bytes"])?;
