@@ -25,6 +25,8 @@ enum Name {
     Kernel,
     /// A 64 MiB disk that boots in seconds, raw and qcow2.
     Mini,
+    /// A disk, a kernel, GRUB's rescue disc and the installer, to boot from SATA.
+    Sata,
     /// A whole Debian 12 as qcow2; log in as root with password root.
     Debian12,
     /// UEFI firmware as packages have it.
@@ -48,6 +50,7 @@ impl ImagesCommand {
             let image = match name {
                 Name::Kernel => Image::Kernel,
                 Name::Mini => Image::Mini,
+                Name::Sata => Image::Sata,
                 Name::Debian12 => Image::Debian12,
                 Name::Firmware => Image::Firmware,
             };

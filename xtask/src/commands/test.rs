@@ -172,7 +172,13 @@ fn install_deny(root: &Path) -> Result<()> {
 fn end_to_end() -> Result<()> {
     let binary = build::release_binary()?;
     let images = Images::of_this_user();
-    for image in [Image::Kernel, Image::Mini, Image::Debian12, Image::Firmware] {
+    for image in [
+        Image::Kernel,
+        Image::Mini,
+        Image::Sata,
+        Image::Debian12,
+        Image::Firmware,
+    ] {
         images.ensure(image)?;
     }
     match kvm::host_kvm_runs_stock_kernels() {

@@ -9,7 +9,7 @@ use super::Workshop;
 use crate::kernel::{Initrd, Kernel};
 use crate::packages::Apt;
 
-const INIT: &str = include_str!("kernel-init.sh");
+pub(super) const INIT: &str = include_str!("kernel-init.sh");
 pub(super) const DHCP_SCRIPT: &str = include_str!("udhcpc.sh");
 
 /// What the image depends on.

@@ -74,10 +74,22 @@ const GRUB_MODULES: &[&str] = &[
 ];
 
 pub(super) fn make(workshop: &Workshop, kernel_tree: &Path, dir: &Path) -> Result<()> {
+    let raw = dir.join("mini.raw");
+    write_disk(workshop, &Kernel::open(kernel_tree)?, MODULES, &raw)?;
+    disk::to_qcow2(&workshop.tools, &raw, &dir.join("mini.qcow2"))
+}
+
+/// Writes such a disk with this kernel, and these of its modules in the initial RAM disk.
+pub(super) fn write_disk(
+    workshop: &Workshop,
+    kernel: &Kernel,
+    modules: &[&str],
+    raw: &Path,
+) -> Result<()> {
     let tools = &workshop.tools;
-    let work = tempfile::tempdir_in(dir)?;
+    let work = tempfile::tempdir_in(raw.parent().context("A disk without a directory")?)?;
     let root = work.path().join("root");
-    write_root(workshop, &Kernel::open(kernel_tree)?, &root)?;
+    write_root(workshop, kernel, modules, &root)?;
     let tar = work.path().join("root.tar");
     let mut pack = Command::new("tar");
     pack.args(["--owner=0", "--group=0", "--numeric-owner", "-C"])
@@ -85,16 +97,15 @@ pub(super) fn make(workshop: &Workshop, kernel_tree: &Path, dir: &Path) -> Resul
         .arg("-cf")
         .arg(&tar);
     process::output(pack.arg("."))?;
-    let raw = dir.join("mini.raw");
-    File::create(&raw)?.set_len(SIZE)?;
+    File::create(raw)?.set_len(SIZE)?;
     let layout = "label: dos\nlabel-id: 0x4d494e49\nstart=2048,type=83,bootable\n";
-    disk::partition(tools, &raw, layout)?;
+    disk::partition(tools, raw, layout)?;
     // Without a journal and checksums, so that also an old GRUB and an old e2fsck know it.
     let features = "^has_journal,^metadata_csum,^64bit,^orphan_file";
     disk::make_ext4(
         tools,
         &tar,
-        &raw,
+        raw,
         MIB..SIZE,
         "miniroot",
         &["-O", features, "-N", "2048"],
@@ -106,11 +117,11 @@ pub(super) fn make(workshop: &Workshop, kernel_tree: &Path, dir: &Path) -> Resul
          configfile ($root)/boot/grub/grub.cfg\n",
     )?;
     let core = work.path().join("core.img");
-    let modules = tools.path("usr/lib/grub/i386-pc");
+    let grub = tools.path("usr/lib/grub/i386-pc");
     let mut mkimage = tools.command("usr/bin/grub-mkimage");
     mkimage
         .args(["-O", "i386-pc", "-p", "/boot/grub", "-d"])
-        .arg(&modules);
+        .arg(&grub);
     mkimage
         .arg("-c")
         .arg(&early)
@@ -118,16 +129,10 @@ pub(super) fn make(workshop: &Workshop, kernel_tree: &Path, dir: &Path) -> Resul
         .arg(&core)
         .args(GRUB_MODULES);
     process::output(&mut mkimage)?;
-    disk::embed_grub(
-        &raw,
-        &fs::read(modules.join("boot.img"))?,
-        fs::read(core)?,
-        1,
-    )?;
-    disk::to_qcow2(tools, &raw, &dir.join("mini.qcow2"))
+    disk::embed_grub(raw, &fs::read(grub.join("boot.img"))?, fs::read(core)?, 1)
 }
 
-fn write_root(workshop: &Workshop, kernel: &Kernel, root: &Path) -> Result<()> {
+fn write_root(workshop: &Workshop, kernel: &Kernel, modules: &[&str], root: &Path) -> Result<()> {
     for dir in [
         "bin",
         "sbin",
@@ -160,7 +165,7 @@ fn write_root(workshop: &Workshop, kernel: &Kernel, root: &Path) -> Result<()> {
     }
     fs::copy(kernel.image(), root.join("boot/vmlinuz"))?;
     let initrd = Initrd::new(&busybox, INITRD_INIT)?
-        .modules(&kernel.modules()?, MODULES)?
+        .modules(&kernel.modules()?, modules)?
         .finish();
     fs::write(root.join("boot/initrd"), gzip(&initrd)?)?;
     write(&root.join("boot/grub/grub.cfg"), GRUB_CONFIG)

@@ -6,6 +6,7 @@ mod disk;
 mod firmware;
 mod kernel;
 mod mini;
+mod sata;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,9 @@ pub enum Image {
     Kernel,
     /// A 64 MiB disk with MBR, GRUB, the stock kernel and busybox; boots in seconds.
     Mini,
+    /// What boots from SATA: a disk like the mini disk, with the stock kernel for hardware and no
+    /// virtio drivers; that kernel by itself; GRUB's rescue disc; the installer on a disk.
+    Sata,
     /// A whole distribution on a GPT disk: GRUB for BIOS and UEFI, systemd, cloud-init, ssh.
     Debian12,
     /// UEFI firmware: Cloud Hypervisor's, and OVMF of two releases.
@@ -91,6 +95,13 @@ impl Images {
         self.dir.join("mini/mini.qcow2")
     }
 
+    /// A file of [`Image::Sata`]: "vmlinuz", "initrd" (as [`Images::initrd`]), "sata.raw",
+    /// "grub-rescue.iso" or "installer.raw".
+    #[must_use]
+    pub fn sata(&self, file: &str) -> PathBuf {
+        self.dir.join("sata").join(file)
+    }
+
     /// The distribution's disk, qcow2.
     #[must_use]
     pub fn debian12(&self) -> PathBuf {
@@ -121,6 +132,15 @@ impl Images {
         match image {
             Image::Kernel => vec![self.vmlinuz(), self.vmlinux(), self.initrd()],
             Image::Mini => vec![self.mini_raw(), self.mini_qcow2()],
+            Image::Sata => [
+                "vmlinuz",
+                "initrd",
+                "sata.raw",
+                "grub-rescue.iso",
+                "installer.raw",
+            ]
+            .map(|file| self.sata(file))
+            .into(),
             Image::Debian12 => vec![self.debian12()],
             Image::Firmware => {
                 let ovmf = self.ovmf().into_iter().chain(self.old_ovmf());
@@ -139,6 +159,10 @@ impl Images {
         let (name, recipe) = match image {
             Image::Kernel => ("kernel", kernel),
             Image::Mini => ("mini", cache::recipe((kernel, mini::RECIPE, disk::RECIPE))),
+            Image::Sata => (
+                "sata",
+                cache::recipe((kernel, mini::RECIPE, disk::RECIPE, sata::RECIPE)),
+            ),
             Image::Debian12 => (
                 "debian12",
                 cache::recipe((&mirror, debian12::RECIPE, disk::RECIPE)),
@@ -164,6 +188,7 @@ impl Images {
             step(&format!("Making the test image '{name}'"), || match image {
                 Image::Kernel => kernel::make(&workshop, dir),
                 Image::Mini => mini::make(&workshop, &self.kernel_tree(), dir),
+                Image::Sata => sata::make(&workshop, dir),
                 Image::Debian12 => debian12::make(&workshop, dir),
                 Image::Firmware => firmware::make(&workshop, dir),
             })
