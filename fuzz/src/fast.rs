@@ -108,7 +108,8 @@ pub fn disk(input: &[u8]) {
     }
 }
 
-fn unpack(mut input: &[u8]) -> Vec<u8> {
+/// The disk that an input of [`disk`] describes.
+pub fn unpack(mut input: &[u8]) -> Vec<u8> {
     let mut disk = vec![0; DISK_LEN];
     while let Some(([a, b, c, d], rest)) = input.split_first_chunk() {
         let start = usize::from(u16::from_le_bytes([*a, *b])) * SECTOR_LEN;

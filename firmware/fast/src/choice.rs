@@ -360,3 +360,6 @@ impl grub::Devices for Volumes {
         Ok(None)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 #[path = "../../../fuzz/src/fast.rs"]
-mod fast;
+pub mod fast;
 
 #[test]
 fn the_targets_take_their_seeds() {
