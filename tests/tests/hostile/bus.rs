@@ -26,6 +26,11 @@ const RESET: u16 = 0xcf9;
 const PM1A_CONTROL: u16 = 0x604;
 const SLEEP_ENABLE: u32 = 1 << 13;
 
+/// The event block of power management, and the byte that powers off there as firmware for Cloud
+/// Hypervisor does.
+const PM1A_EVENT: u16 = 0x600;
+const REDUCED_S5: u32 = 0x34;
+
 /// Accesses to ports at random, but none that resets the machine or switches it off.
 pub fn ports(script: &mut Script, random: &Random) {
     for _ in 0..60 {
@@ -74,6 +79,7 @@ fn write_port(script: &mut Script, random: &Random, port: u16, width: u16, value
         0x64 if value & 0xff >= 0xf0 || value & 0xff == 0xd1 => 0xaa,
         0x92 => value & !1,
         _ if (port, width) == (PM1A_CONTROL, 2) => value & !SLEEP_ENABLE,
+        _ if (port, width) == (PM1A_EVENT, 1) && value & 0xff == REDUCED_S5 => 0,
         _ if covers(PM1A_CONTROL) || covers(PM1A_CONTROL + 1) => return,
         _ => value,
     };
