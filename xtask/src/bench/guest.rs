@@ -43,6 +43,14 @@ impl Guest {
     /// # Errors
     /// It cannot be started.
     pub fn start(launch: &Launch) -> Result<Self> {
+        Self::start_with(launch, Stdio::null())
+    }
+
+    /// As [`start`](Self::start), with the VMM's own messages to `stderr`.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_with(launch: &Launch, stderr: impl Into<Stdio>) -> Result<Self> {
         let folder = tempfile::tempdir().context("Cannot make a directory for a VMM")?;
         let mut command = Command::new(&launch.program);
         command
@@ -50,7 +58,7 @@ impl Guest {
             .env("EDGEVMM_RUNTIME_DIR", folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null());
+            .stderr(stderr);
         let started = Instant::now();
         let mut child = command
             .spawn()
@@ -105,6 +113,30 @@ impl Guest {
             let mut buffer = [0; 4096];
             let count = self.stdout.read(&mut buffer)?;
             ensure!(count > 0, self.explain("ended"));
+            self.console
+                .extend_from_slice(buffer.get(..count).unwrap_or_default());
+        }
+    }
+
+    /// Waits until the VMM ends by itself and returns the time since the start.
+    ///
+    /// # Errors
+    /// It ends with another code than 0, or `timeout` passes first.
+    pub fn wait_for_end(&mut self, timeout: Duration) -> Result<Duration> {
+        let deadline = self.started + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            let mut ready = [PollFd::new(self.stdout.as_fd(), PollFlags::POLLIN)];
+            ensure!(poll(&mut ready, left)? > 0, self.explain("does not end"));
+            let mut buffer = [0; 4096];
+            let count = self.stdout.read(&mut buffer)?;
+            if count == 0 {
+                let status = self.child.wait()?;
+                let ended = self.started.elapsed();
+                ensure!(status.success(), self.explain(&format!("ended ({status})")));
+                return Ok(ended);
+            }
             self.console
                 .extend_from_slice(buffer.get(..count).unwrap_or_default());
         }
@@ -227,6 +259,17 @@ mod tests {
             .wait_for(b"never", Duration::from_millis(20))
             .unwrap_err();
         assert!(error.to_string().contains("too long"));
+    }
+
+    #[test]
+    fn waits_for_an_end_and_tells_a_bad_one() {
+        let time = shell("sleep 0.05; echo off").wait_for_end(Duration::from_secs(30));
+        assert!(time.unwrap() >= Duration::from_millis(50));
+        let bad = shell("echo words; exit 3").wait_for_end(Duration::from_secs(30));
+        let error = bad.unwrap_err().to_string();
+        assert!(error.contains('3') && error.contains("words"), "{error}");
+        let late = shell("sleep 100").wait_for_end(Duration::from_millis(20));
+        assert!(late.unwrap_err().to_string().contains("does not end"));
     }
 
     #[test]

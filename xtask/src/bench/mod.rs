@@ -7,19 +7,20 @@
 
 mod chart;
 pub mod config;
-mod counters;
+pub(crate) mod counters;
 pub mod disks;
-mod guest;
-mod memory;
+pub(crate) mod guest;
+pub(crate) mod memory;
 mod payload;
 pub mod probe;
-mod report;
+pub(crate) mod report;
 pub mod results;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
@@ -36,7 +37,10 @@ use probe::{Boot, Idle, Job};
 use results::{Measured, ROWS, Results};
 
 /// Where this program lies in the lab.
-const LAB_XTASK: &str = "/tmp/xtask";
+pub(crate) const LAB_XTASK: &str = "/tmp/xtask";
+
+/// Longer than any measurement takes in a lab that has not hung.
+const TIMEOUT: Duration = Duration::from_secs(1800);
 
 /// The rows that are drawn, and what their pictures are called.
 const CHARTS: &[(&str, &str)] = &[
@@ -77,19 +81,20 @@ pub struct Bench {
 }
 
 /// Where a measurement is made.
-enum Place {
+pub(crate) enum Place {
     Here,
     Lab(Box<Lab>),
 }
 
 impl Place {
-    fn measure<T: DeserializeOwned>(&self, job: &Job) -> Result<T> {
+    pub(crate) fn measure<T: DeserializeOwned>(&self, job: &Job) -> Result<T> {
         let value = match self {
             Self::Here => probe::perform(job)?,
             Self::Lab(lab) => {
                 let command = lab::Command::new(LAB_XTASK)
                     .args(["agent", "probe"])
-                    .stdin(serde_json::to_vec(job)?);
+                    .stdin(serde_json::to_vec(job)?)
+                    .timeout(TIMEOUT);
                 let output = lab.run(&command)?;
                 ensure!(output.success(), "{}", output.stderr.trim());
                 serde_json::from_str(&output.stdout)?
@@ -354,12 +359,12 @@ fn draw<'a>(
     Ok(charts)
 }
 
-fn first_word(command: &mut Command) -> Result<String> {
+pub(crate) fn first_word(command: &mut Command) -> Result<String> {
     Ok(process::output(command)?.trim().to_owned())
 }
 
 /// The load average over the last minute.
-fn load() -> f64 {
+pub(crate) fn load() -> f64 {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let first = text.split(' ').next().and_then(|first| first.parse().ok());
     first.unwrap_or(0.0)

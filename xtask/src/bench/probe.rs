@@ -15,6 +15,7 @@ use super::counters::{self, Histogram, reason_name};
 use super::guest::{Guest, Launch};
 use super::memory::{self, Memory};
 use super::payload::FIRST_BYTE;
+use crate::guests::Trial;
 
 /// The first thing the initial RAM disk says.
 const FIRST_LINE: &[u8] = b"INIT-FIRST-LINE";
@@ -61,6 +62,8 @@ pub enum Job {
         /// Their number.
         loads: usize,
     },
+    /// A guest of the matrix, from its start to its power-off.
+    Trial(Trial),
     /// What the first line of a program's output says, such as its version.
     FirstLine(Launch),
     /// What machine this is.
@@ -138,6 +141,7 @@ pub fn perform(job: &Job) -> Result<serde_json::Value> {
         Job::Loads { launch, loads } => {
             serde_json::to_value(super::disks::guest::loads(launch, *loads)?)
         }
+        Job::Trial(trial) => serde_json::to_value(trial.perform()?),
         Job::FirstLine(launch) => serde_json::to_value(first_line(launch)?),
         Job::Machine => serde_json::to_value(machine()),
     };

@@ -240,7 +240,7 @@ fn shown(row: &Row, value: Option<f64>) -> String {
 }
 
 /// A number with commas between thousands.
-pub(super) fn number(value: f64, digits: usize) -> String {
+pub(crate) fn number(value: f64, digits: usize) -> String {
     let text = format!("{value:.digits$}");
     let (whole, rest) = text.split_at(text.find('.').unwrap_or(text.len()));
     let mut grouped = String::new();
@@ -251,6 +251,13 @@ pub(super) fn number(value: f64, digits: usize) -> String {
         grouped.push(digit);
     }
     grouped + rest
+}
+
+/// The middle one, the lower of two.
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len().checked_sub(1)? / 2).copied()
 }
 
 #[cfg(test)]

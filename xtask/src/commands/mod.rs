@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod guests;
 mod images;
 mod lab;
 mod run;
@@ -28,6 +29,7 @@ enum Task {
     Lab(Box<lab::LabCommand>),
     Images(images::ImagesCommand),
     Bench(bench::BenchCommand),
+    Guests(guests::GuestsCommand),
     /// Tell whether this host's KVM runs stock kernels; if not, tasks use the lab.
     ///
     /// Exit code 0 when it does, 1 when not.
@@ -60,6 +62,7 @@ impl Cli {
             Task::Lab(command) => command.run(),
             Task::Images(command) => command.run(),
             Task::Bench(command) => command.run(),
+            Task::Guests(command) => command.run(),
             Task::DoctorKvm { json } => doctor_kvm(json),
             Task::Agent(AgentCommand::Init) => xtask::agent::init().map(|()| ExitCode::SUCCESS),
             Task::Agent(AgentCommand::Probe) => {

@@ -4,9 +4,11 @@
 mod debian12;
 mod disk;
 mod firmware;
+mod guest;
 mod kernel;
 mod mini;
 mod sata;
+mod shape;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,6 +19,9 @@ use crate::cache::{self, DirLock};
 use crate::lab::{Layout, setup_tools};
 use crate::packages::{Mirror, Tools};
 use crate::progress::step;
+
+pub use guest::{GuestFiles, ROOT as GUEST_ROOT};
+pub use shape::{KernelKind, RootFs, Shape, Table};
 
 /// One kind of test image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,13 +181,7 @@ impl Images {
         if image == Image::Mini {
             self.ensure(Image::Kernel)?;
         }
-        let layout = Layout::of_this_user();
-        let tools = setup_tools(&layout)?;
-        let workshop = Workshop {
-            mirror,
-            tools,
-            apt: layout.dir().join("apt"),
-        };
+        let workshop = Workshop::open(mirror)?;
         let _lock = DirLock::exclusive(&self.dir)?;
         cache::ensure(&dir, recipe, |dir| {
             step(&format!("Making the test image '{name}'"), || match image {
@@ -194,6 +193,53 @@ impl Images {
             })
         })
         .map(drop)
+    }
+
+    /// Makes a guest of the matrix unless it is there, made by this recipe.
+    ///
+    /// # Errors
+    /// No apt, no network, no such release on the mirror, or not enough disk.
+    pub fn ensure_guest(&self, shape: Shape) -> Result<GuestFiles> {
+        let mirror = Mirror::of_this_system()?;
+        let recipe = cache::recipe((&mirror, guest::RECIPE, disk::RECIPE, shape));
+        let guests = self.dir.join("guests");
+        let (tools, dir) = (guests.join("tools"), guests.join(shape.to_string()));
+        let parts = guests.join(format!("{}-{}", shape.suite, shape.kernel.name()));
+        let fs_tools = Tools::new(&tools);
+        let files = GuestFiles {
+            disk: dir.join("disk.qcow2"),
+            kernel: parts.join("vmlinuz"),
+            initrd: parts.join(guest::initrd_name(shape.root)),
+            cmdline: guest::cmdline(),
+            tools: fs_tools.clone(),
+        };
+        if cache::is_fresh(&dir, recipe) {
+            return Ok(files);
+        }
+        let workshop = Workshop::open(mirror)?;
+        let common = cache::recipe((&workshop.mirror, guest::RECIPE, disk::RECIPE));
+        let _lock = DirLock::exclusive(&self.dir)?;
+        cache::ensure(&tools, common, |dir| guest::make_tools(&workshop, dir))?;
+        step(&format!("Making the guest '{shape}'"), || {
+            cache::ensure(&parts, common, |dir| {
+                guest::make_parts(&workshop, shape.suite, shape.kernel, dir)
+            })?;
+            cache::ensure(&dir, recipe, |dir| {
+                guest::make(&workshop, &fs_tools, &parts, shape, dir)
+            })
+        })?;
+        Ok(files)
+    }
+}
+
+impl Workshop {
+    fn open(mirror: Mirror) -> Result<Self> {
+        let layout = Layout::of_this_user();
+        Ok(Self {
+            mirror,
+            tools: setup_tools(&layout)?,
+            apt: layout.dir().join("apt"),
+        })
     }
 }
 

@@ -15,10 +15,17 @@ use crate::process;
 pub use initrd::Initrd;
 pub use modules::{Modules, unpacked_path};
 
+/// The packages of a kernel, before its version.
+pub const PACKAGES: &[&str] = &["linux-image-", "linux-binary-", "linux-modules-"];
+
+/// Where packages have modules.
+const MODULES: &str = "usr/lib/modules";
+
 /// An unpacked kernel package.
 #[derive(Debug)]
 pub struct Kernel {
     root: PathBuf,
+    image: PathBuf,
     release: String,
 }
 
@@ -29,12 +36,20 @@ impl Kernel {
     /// No such package, no network, or the disk is full.
     pub fn fetch(apt: &Apt, package: &str, root: &Path, tools: &Tools) -> Result<Self> {
         let archives = apt.download(&[package], |file| {
-            ["linux-image-", "linux-modules-"].iter().any(|prefix| {
+            PACKAGES.iter().any(|prefix| {
                 file.strip_prefix(prefix)
                     .is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))
             })
         })?;
         packages::unpack(&archives, root)?;
+        Self::index(root, tools)
+    }
+
+    /// Opens a kernel package unpacked in `root` and writes the index of its modules.
+    ///
+    /// # Errors
+    /// No kernel in `root`, or the disk is full.
+    pub fn index(root: &Path, tools: &Tools) -> Result<Self> {
         let kernel = Self::open(root)?;
         let mut depmod = tools.command("usr/sbin/depmod");
         process::output(depmod.arg("-b").arg(root).arg(&kernel.release))?;
@@ -46,20 +61,12 @@ impl Kernel {
     /// # Errors
     /// No kernel in `root`.
     pub fn open(root: &Path) -> Result<Self> {
-        let boot = root.join("boot");
-        let release = fs::read_dir(&boot)
-            .with_context(|| format!("Cannot read {}", boot.display()))?
-            .flatten()
-            .find_map(|entry| {
-                entry
-                    .file_name()
-                    .to_str()?
-                    .strip_prefix("vmlinuz-")
-                    .map(str::to_owned)
-            })
-            .with_context(|| format!("No kernel in {}", boot.display()))?;
+        let (image, release) = boot_image(&root.join("boot"))
+            .or_else(|| module_image(&root.join(MODULES)))
+            .with_context(|| format!("No kernel in {}", root.display()))?;
         Ok(Self {
             root: root.to_owned(),
+            image,
             release,
         })
     }
@@ -72,10 +79,8 @@ impl Kernel {
 
     /// The bzImage.
     #[must_use]
-    pub fn image(&self) -> PathBuf {
-        self.root
-            .join("boot")
-            .join(format!("vmlinuz-{}", self.release))
+    pub fn image(&self) -> &Path {
+        &self.image
     }
 
     /// Writes the ELF kernel (with its PVH note) that is packed in the bzImage.
@@ -93,6 +98,43 @@ impl Kernel {
     /// # Errors
     /// `modules.dep` is missing.
     pub fn modules(&self) -> Result<Modules> {
-        Modules::open(&self.root.join("usr/lib/modules").join(&self.release))
+        Modules::open(&self.root.join(MODULES).join(&self.release))
+    }
+}
+
+/// Where older packages have their kernel.
+fn boot_image(boot: &Path) -> Option<(PathBuf, String)> {
+    fs::read_dir(boot).ok()?.flatten().find_map(|entry| {
+        let name = entry.file_name();
+        let release = name.to_str()?.strip_prefix("vmlinuz-")?;
+        Some((entry.path(), release.to_owned()))
+    })
+}
+
+/// Where packages since Linux 7 have it, for kernel-install to copy.
+fn module_image(modules: &Path) -> Option<(PathBuf, String)> {
+    fs::read_dir(modules).ok()?.flatten().find_map(|entry| {
+        let image = entry.path().join("vmlinuz");
+        let release = entry.file_name().into_string().ok()?;
+        image.is_file().then_some((image, release))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn finds_the_kernel_where_old_and_new_packages_have_it() {
+        for image in ["boot/vmlinuz-6.1.0-1", "usr/lib/modules/6.1.0-1/vmlinuz"] {
+            let root = tempfile::tempdir().unwrap();
+            let image = root.path().join(image);
+            assert!(Kernel::open(root.path()).is_err());
+            fs::create_dir_all(image.parent().unwrap()).unwrap();
+            fs::write(&image, "").unwrap();
+            let kernel = Kernel::open(root.path()).unwrap();
+            assert_eq!((kernel.image(), kernel.release()), (&*image, "6.1.0-1"));
+        }
     }
 }

@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use super::super::chart::Chart;
 use super::super::config::Cause;
-use super::super::report::{machine, number, table};
+use super::super::report::{machine, median, number, table};
 use super::cases::{self, Image, Section};
 use super::native::{Contestant, Sample};
 use super::{DiskResults, Measured};
@@ -46,12 +46,6 @@ impl Measured {
 fn best<'a>(samples: impl IntoIterator<Item = &'a Sample>) -> Option<f64> {
     let iops = samples.into_iter().map(|sample| sample.iops);
     iops.max_by(f64::total_cmp)
-}
-
-fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len().checked_sub(1)? / 2).copied()
 }
 
 /// The report as Markdown.

@@ -1,0 +1,270 @@
+//! The page on the matrix.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use super::{Boot, Cell, Firmware, Outcome, Outcomes, cells};
+use crate::bench::report::number;
+
+const HEAD: &str = "# Guests\n\n\
+    Written by `cargo xtask guests`: disks made of Debian's packages alone (kernel, GRUB and busybox \
+    of the release), each\nstarted by each firmware. A guest tells what it is, writes 4 MiB, reads \
+    them back from the disk and powers off; its root\nis then checked by e2fsck, xfs_repair or \
+    btrfs check. It has 512 MiB of RAM, a virtio disk (qcow2) and a serial console.\nSeconds are \
+    from exec to the guest's first words, in the nested-KVM lab, an emulated machine, with others \
+    busy beside it:\nexits, which KVM counts up to the same moment, compare better.\n";
+
+const WORDS: &str = "- *bios* is SeaBIOS and the release's GRUB; *uefi* is CLOUDHV.fd and GRUB; *ovmf* is OVMF \
+    and GRUB; *fast* is the project's own\n  firmware without a boot loader; *auto* is what the \
+    partition table asks for; *direct* is a kernel and RAM disk that\n  are given.\n\
+    - Kernels are *cloud*, made for virtual machines, and *generic*, made for any.\n";
+
+const ELSEWHERE: &str = "\n## Boots that tests do\n\n\
+    These are not in the tables, as end-to-end tests do them at every run \
+    (tests/tests/sata.rs): a guest whose RAM disk has\nno virtio drivers, on a SATA disk; GRUB's \
+    rescue disc (grub-rescue-pc) and Debian's installer (netboot) to what they first\nsay on the \
+    serial console.\n";
+
+/// What started the guest, as the VMM tells it. Nothing if it did as it was told.
+pub fn how(boot: &Boot) -> Option<String> {
+    boot.messages.lines().find_map(|line| {
+        if let Some((_, rest)) = line.split_once("leaves the disk to `") {
+            let (who, why) = rest.split_once("`: ").unwrap_or((rest, ""));
+            // The rest is for whoever wants to change that.
+            let why = why.split(" (").next().unwrap_or(why);
+            return Some(format!("left to {who}: {}", why.trim_end_matches('.')));
+        }
+        let (_, rest) = line.split_once("booting disk0 by ")?;
+        let who = rest.split(',').next().unwrap_or(rest);
+        Some(format!("chose {who}"))
+    })
+}
+
+/// The report on all cells of the matrix that were done.
+pub fn markdown(outcomes: &Outcomes) -> String {
+    let done: Vec<(Cell, &Outcome)> = cells()
+        .into_iter()
+        .filter_map(|cell| Some((cell, outcomes.get(&cell.to_string())?)))
+        .collect();
+    let good = done.iter().filter(|(_, each)| each.boot.is_some()).count();
+    let all = cells().len();
+    let mut text = HEAD.to_owned();
+    let _ = writeln!(
+        text,
+        "\nOf {all} starts {} were made, and {good} went well.\n",
+        done.len()
+    );
+    text.push_str(WORDS);
+    by_firmware(&mut text, &done);
+    others(&mut text, &done);
+    remarks(&mut text, &done);
+    text.push_str(ELSEWHERE);
+    let commits: BTreeSet<String> = done
+        .iter()
+        .map(|(_, each)| format!("{} ({})", each.commit, each.date))
+        .collect();
+    let commits: Vec<String> = commits.into_iter().collect();
+    let _ = writeln!(
+        text,
+        "\nMade at {}; all figures are in guests.json. [How long it takes beside QEMU](boots.md).",
+        commits.join(", ")
+    );
+    text
+}
+
+/// The firmware that every guest is started by.
+const EACH: [Firmware; 3] = [Firmware::Bios, Firmware::Uefi, Firmware::Fast];
+
+fn in_first_table(cell: &Cell) -> bool {
+    cell.cpus == 1 && EACH.contains(&cell.firmware)
+}
+
+/// One vCPU: a guest a row, a firmware a column.
+fn by_firmware(text: &mut String, done: &[(Cell, &Outcome)]) {
+    text.push_str(
+        "\n## One vCPU\n\nSeconds and exits.\n\n\
+         | guest | Linux | bios | uefi | fast |\n|---|---|---:|---:|---:|\n",
+    );
+    let mut shapes = Vec::new();
+    for (cell, _) in done.iter().filter(|(cell, _)| in_first_table(cell)) {
+        if !shapes.contains(&cell.shape) {
+            shapes.push(cell.shape);
+        }
+    }
+    for shape in shapes {
+        let of = |firmware| {
+            let is = |cell: &Cell| (cell.shape, cell.cpus, cell.firmware) == (shape, 1, firmware);
+            done.iter().find(|(cell, _)| is(cell))
+        };
+        let found = EACH.map(of);
+        let boots = found.iter().flatten();
+        let kernel = boots
+            .filter_map(|(_, outcome)| outcome.boot.as_ref())
+            .map(|boot| word(&boot.report, "kernel="))
+            .next();
+        let kernel = kernel.unwrap_or("?").split('+').next().unwrap_or("?");
+        let _ = write!(text, "| {shape} | {kernel} |");
+        for outcome in found {
+            let _ = write!(text, " {} |", figures(outcome));
+        }
+        text.push('\n');
+    }
+}
+
+fn figures(found: Option<&(Cell, &Outcome)>) -> String {
+    let Some((cell, outcome)) = found else {
+        return String::new();
+    };
+    let Some(boot) = &outcome.boot else {
+        return "**fails**".to_owned();
+    };
+    let mark = match (cell.firmware, how(boot)) {
+        (Firmware::Fast, Some(_)) => "declines: ",
+        _ => "",
+    };
+    format!("{mark}{:.1} s, {}", boot.seconds, exits(boot))
+}
+
+/// All that the first table has no room for.
+fn others(text: &mut String, done: &[(Cell, &Outcome)]) {
+    text.push_str(
+        "\n## Several vCPUs, and other ways\n\n\
+         | guest | started by | vCPUs | seconds | exits |\n|---|---|---:|---:|---:|\n",
+    );
+    for (cell, outcome) in done.iter().filter(|(cell, _)| !in_first_table(cell)) {
+        let _ = write!(
+            text,
+            "| {} | {} | {} |",
+            cell.shape,
+            cell.firmware.name(),
+            cell.cpus
+        );
+        let _ = match &outcome.boot {
+            Some(boot) => writeln!(text, " {:.1} | {} |", boot.seconds, exits(boot)),
+            None => writeln!(text, " **fails** | |"),
+        };
+    }
+}
+
+/// What happened otherwise than asked for.
+fn remarks(text: &mut String, done: &[(Cell, &Outcome)]) {
+    let mut lines = Vec::new();
+    let mut hows: Vec<(String, Vec<String>)> = Vec::new();
+    for (cell, outcome) in done {
+        let Some(boot) = &outcome.boot else {
+            lines.push(format!("- {cell} **fails**: {}", reason(outcome)));
+            continue;
+        };
+        if outcome.tries > 1 {
+            lines.push(format!("- {cell} went well at the second try only."));
+        }
+        if let Some(how) = how(boot) {
+            let how = format!("{} {how}", cell.firmware.name());
+            match hows.iter_mut().find(|(each, _)| *each == how) {
+                Some((_, shapes)) => shapes.push(cell.shape.to_string()),
+                None => hows.push((how, vec![cell.shape.to_string()])),
+            }
+        }
+    }
+    lines.extend(
+        hows.into_iter()
+            .map(|(how, shapes)| format!("- {how}: {}.", shapes.join(", "))),
+    );
+    if !lines.is_empty() {
+        let _ = writeln!(text, "\n## Remarks\n\n{}", lines.join("\n"));
+    }
+}
+
+fn exits(boot: &Boot) -> String {
+    boot.exits
+        .map_or_else(|| "?".to_owned(), |exits| number(exits as f64, 0))
+}
+
+/// What follows `key` in the guest's report.
+fn word<'a>(report: &'a str, key: &str) -> &'a str {
+    report
+        .split(' ')
+        .find_map(|word| word.strip_prefix(key))
+        .unwrap_or("?")
+}
+
+/// The first words and the last of why a cell failed, on one line.
+fn reason(outcome: &Outcome) -> String {
+    let why = outcome.failure.as_deref().unwrap_or_default();
+    let mut lines = why.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = lines.next();
+    let ends: Vec<&str> = first.into_iter().chain(lines.next_back()).collect();
+    let clean = ends.join(" … ");
+    clean
+        .chars()
+        .filter(|each| !each.is_control())
+        .take(240)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn boot(messages: &str) -> Boot {
+        Boot {
+            report: "kernel=6.1.0-9-amd64 cpus=1 fw=bios root=ext4".into(),
+            seconds: 12.3,
+            cpu_seconds: 11.0,
+            exits: Some(4567),
+            userspace_exits: Some(123),
+            memory: 8900,
+            until_off: 13.0,
+            messages: messages.into(),
+        }
+    }
+
+    const LEFT: &str = "WARN The fast firmware leaves the disk to `bios`: no file system it knows.";
+
+    #[test]
+    fn tells_what_started_the_guest() {
+        assert_eq!(how(&boot("")), None);
+        let chosen = "edgevmm: booting disk0 by uefi, as its GPT has an ESP (--firmware chooses)";
+        assert_eq!(how(&boot(chosen)).unwrap(), "chose uefi");
+        let left = how(&boot(LEFT)).unwrap();
+        assert_eq!(left, "left to bios: no file system it knows");
+    }
+
+    #[test]
+    fn each_outcome_is_where_it_belongs() {
+        let outcome = |boot: Option<Boot>, failure: Option<&str>| Outcome {
+            date: "2026-01-31".into(),
+            commit: "abc".into(),
+            tries: 1,
+            load: 0.0,
+            boot,
+            failure: failure.map(str::to_owned),
+        };
+        let text = markdown(&Outcomes::from([
+            (
+                "bookworm-cloud-gpt-ext4/uefi/1".into(),
+                outcome(None, Some("The VMM ended.\nGRUB\nsaid\x1b no\n")),
+            ),
+            (
+                "bookworm-cloud-gpt-ext4/fast/1".into(),
+                outcome(Some(boot(LEFT)), None),
+            ),
+            (
+                "bookworm-cloud-gpt-ext4/bios/4".into(),
+                outcome(Some(boot("")), None),
+            ),
+            ("no such guest".into(), outcome(None, None)),
+        ]));
+        for part in [
+            "3 were made, and 2 went well",
+            "| bookworm-cloud-gpt-ext4 | 6.1.0-9-amd64 |  | **fails** | declines: 12.3 s, 4,567 |",
+            "| bookworm-cloud-gpt-ext4 | bios | 4 | 12.3 | 4,567 |",
+            "- bookworm-cloud-gpt-ext4/uefi/1 **fails**: The VMM ended. … said no\n",
+            "- fast left to bios: no file system it knows: bookworm-cloud-gpt-ext4.",
+            "Made at abc (2026-01-31);",
+        ] {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+    }
+}
