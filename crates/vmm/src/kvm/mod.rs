@@ -324,8 +324,7 @@ impl Vm {
         Ok(clock.map_err(call("read the guest's clock"))?.clock)
     }
 
-    /// Sets the guest's paravirtual clock. A restored guest has not seen the time pass since it
-    /// was saved.
+    /// Sets the guest's paravirtual clock.
     ///
     /// # Errors
     /// Fails when the kernel refuses.

@@ -6,6 +6,7 @@ use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use edgevmm_devices::GuestMemory;
 use edgevmm_devices::bus::Bus;
@@ -284,6 +285,11 @@ impl Vcpus {
                     .unwrap_or_else(PoisonError::into_inner);
             }
         }
+        self.tell_of_gap();
+    }
+
+    /// Has a guest with a paravirtual clock know that its vCPUs did not run.
+    fn tell_of_gap(&self) {
         for handle in &self.handles {
             // Refused where the guest uses no such clock.
             let _ = handle.lock().fd.kvmclock_ctrl();
@@ -316,18 +322,20 @@ impl Vcpus {
         self.handles.iter().map(state).collect()
     }
 
-    /// Sets the state of all vCPUs, which must be paused, with CPUID as it was then.
+    /// Sets the state of all vCPUs, which must be paused, with CPUID as it was then. Their guest
+    /// sees that `gap` has passed since.
     ///
     /// # Errors
     /// Refuses another number of vCPUs, and fails when KVM refuses; reset them then.
-    pub fn restore(&self, states: &[VcpuState]) -> Result<(), KvmError> {
+    pub fn restore(&self, states: &[VcpuState], gap: Duration) -> Result<(), KvmError> {
         same("number of vCPUs", states.len(), self.handles.len())?;
         for (handle, state) in self.handles.iter().zip(states) {
             state.check(&handle.lock().msr_indices())?;
         }
         for (handle, state) in self.handles.iter().zip(states) {
-            state.apply(&handle.lock().fd)?;
+            state.apply_after(gap, &handle.lock().fd)?;
         }
+        self.tell_of_gap();
         Ok(())
     }
 }

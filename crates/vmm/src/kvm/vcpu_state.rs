@@ -4,6 +4,7 @@
 //! has only after the VMM asked for it (AMX).
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use edgevmm_devices::state::ensure;
 use kvm_bindings::{
@@ -65,6 +66,11 @@ impl VcpuState {
 
     /// Sets the vCPU to this state. The rest is for KVM to check.
     pub(super) fn apply(&self, fd: &VcpuFd) -> Result<(), KvmError> {
+        self.apply_after(Duration::ZERO, fd)
+    }
+
+    /// As [`VcpuState::apply`], but the time-stamp counter has gone on for `gap` since.
+    pub(super) fn apply_after(&self, gap: Duration, fd: &VcpuFd) -> Result<(), KvmError> {
         let error = || call("set a vCPU's state");
         fd.set_mp_state(self.mp_state).map_err(error())?;
         fd.set_regs(&self.regs).map_err(error())?;
@@ -76,7 +82,20 @@ impl VcpuState {
         fd.set_debug_regs(&self.debug).map_err(error())?;
         fd.set_lapic(&self.lapic).map_err(error())?;
         // The deadline of the local APIC's timer is one of them: KVM takes it only in that mode.
-        msrs::write(fd, &self.msrs)?;
+        msrs::write(fd, &self.msrs_after(gap, fd))?;
         fd.set_vcpu_events(&self.events).map_err(error())
+    }
+
+    fn msrs_after(&self, gap: Duration, fd: &VcpuFd) -> Vec<kvm_msr_entry> {
+        // Where KVM doesn't know, no guest relies on the counter.
+        let kilohertz = u128::from(fd.get_tsc_khz().unwrap_or(0));
+        let cycles = gap.as_nanos().wrapping_mul(kilohertz) / 1_000_000;
+        // It has 64 bits and wraps.
+        let cycles = u64::try_from(cycles & u128::from(u64::MAX)).unwrap_or(0);
+        let mut all = self.msrs.clone();
+        for msr in all.iter_mut().filter(|msr| msr.index == msrs::IA32_TSC) {
+            msr.data = msr.data.wrapping_add(cycles);
+        }
+        all
     }
 }

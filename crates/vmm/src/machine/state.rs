@@ -1,6 +1,9 @@
 //! The state of a machine beside its memory and its disks: what another VMM goes on from.
 
+use std::time::Duration;
+
 use edgevmm_devices::bus::lock;
+use edgevmm_devices::legacy::clock::{Clock, WallClock};
 use edgevmm_devices::pci::PciHostState;
 use edgevmm_devices::pci::config_space::ConfigSpaceState;
 use edgevmm_devices::state::same;
@@ -19,6 +22,8 @@ pub struct MachineState {
     chips: ChipState,
     /// The paravirtual clock in nanoseconds.
     clock: u64,
+    /// When that was, by the host's wall clock: time since 1970.
+    time: Duration,
     legacy: LegacyState,
     pci: PciHostState,
     /// Registers of the LPC bridge, where there is one.
@@ -47,11 +52,13 @@ impl Machine {
             legacy: self.legacy.state(),
             chips: self.vm.chips()?,
             clock: self.vm.clock()?,
+            time: WallClock.now(),
             vcpus: self.vcpus.states()?,
         })
     }
 
-    /// Takes up a state of a machine of the same config, whose memory the caller has restored.
+    /// Takes up a state of a machine of the same config, whose memory the caller has restored. Its
+    /// clocks show that time has passed since, as they do after a pause.
     /// The vCPUs must be paused; all goes on with [`Machine::resume`].
     ///
     /// # Errors
@@ -71,8 +78,11 @@ impl Machine {
         // Devices last: a line that they raise anew must not be overwritten in the controllers,
         // where one that is up already changes nothing.
         self.vm.restore_chips(&state.chips)?;
-        self.vm.set_clock(state.clock)?;
-        self.vcpus.restore(&state.vcpus)?;
+        // Of two hosts the wall clocks may differ: a guest's time never goes back.
+        let gap = WallClock.now().saturating_sub(state.time);
+        let nanoseconds = u64::try_from(gap.as_nanos()).unwrap_or(u64::MAX);
+        self.vm.set_clock(state.clock.saturating_add(nanoseconds))?;
+        self.vcpus.restore(&state.vcpus, gap)?;
         for (function, state) in self.functions.iter().zip(&state.functions) {
             function.restore(state)?;
         }
@@ -105,6 +115,7 @@ mod tests {
     use crate::lifecycle::Mailbox;
 
     const RAM: usize = 4 << 20;
+    const AWAY: Duration = Duration::from_secs(3600);
     const RNG: u64 = SLOT_LEN as u64;
 
     /// mov al, 0x40; out 0x70, al; mov al, 0x55; out 0x71, al; mov dx, 0x3f8
@@ -192,8 +203,13 @@ mod tests {
         let mut second = Running::new(&bios);
         let memory = &second.machine.memory;
         memory.write_slice(&bytes, GuestAddress(0)).unwrap();
-        let state: MachineState = serde_json::from_str(&text).unwrap();
+        let mut state: MachineState = serde_json::from_str(&text).unwrap();
+        state.time = state.time.saturating_sub(AWAY);
         second.machine.restore(&state).unwrap();
+        // Its clock did not stand still while it was nowhere.
+        let clock = Duration::from_nanos(second.machine.vm.clock().unwrap());
+        let then = Duration::from_nanos(state.clock);
+        assert!(clock - then >= AWAY, "{clock:?} after {then:?}");
         let mut status = [0];
         second.machine.pci.window_read(0xc123_4014, &mut status);
         assert_eq!(status, [3]);
