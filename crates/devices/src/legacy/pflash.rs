@@ -12,9 +12,9 @@
 //! store is made for. A host that fails to store pauses the machine; it is tried again with the
 //! next change, and when the machine goes on or ends.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -96,8 +96,8 @@ pub struct PflashState {
 pub struct Pflash {
     config: PflashConfig,
     state: PflashState,
-    /// What of the array is not stored yet.
-    unsaved: Option<Range<usize>>,
+    /// Blocks of the array, by number, that are not stored yet.
+    unsaved: BTreeSet<usize>,
 }
 
 impl Pflash {
@@ -106,7 +106,7 @@ impl Pflash {
         Self {
             config,
             state: PflashState::default(),
-            unsaved: None,
+            unsaved: BTreeSet::new(),
         }
     }
 
@@ -140,19 +140,19 @@ impl Pflash {
     /// # Errors
     /// What the host says; it can be tried again.
     pub fn flush(&mut self) -> io::Result<()> {
-        let Some(range) = self.unsaved.clone() else {
+        if self.unsaved.is_empty() {
             return Ok(());
-        };
+        }
         let mut bytes = [0; BLOCK];
-        for at in range.clone().step_by(BLOCK) {
-            let part = bytes
-                .get_mut(..BLOCK.min(range.end - at))
-                .unwrap_or_default();
+        for block in &self.unsaved {
+            let at = block * BLOCK;
+            let len = BLOCK.min(self.config.array.size().saturating_sub(at));
+            let part = bytes.get_mut(..len).unwrap_or_default();
             self.read_array(at, part);
             self.config.store.write(at as u64, part)?;
         }
         self.config.store.sync()?;
-        self.unsaved = None;
+        self.unsaved.clear();
         Ok(())
     }
 
@@ -183,10 +183,9 @@ impl Pflash {
             .get_slice(offset, bytes.len())
             .and_then(|slice| slice.write_slice(bytes, 0).map(|()| slice))
             .is_ok();
-        if written {
-            let range = offset..offset + bytes.len();
-            let unsaved = self.unsaved.take().unwrap_or_else(|| range.clone());
-            self.unsaved = Some(unsaved.start.min(range.start)..unsaved.end.max(range.end));
+        if let (true, Some(last)) = (written, bytes.len().checked_sub(1)) {
+            let blocks = offset / BLOCK..=(offset + last) / BLOCK;
+            self.unsaved.extend(blocks);
         }
         self.state.status |= STATUS_READY;
     }
@@ -359,6 +358,19 @@ mod tests {
         m.write(9, &[0x10, 3]);
         m.flash.reset();
         assert_eq!(m.durable(9), 3);
+    }
+
+    /// A driver that goes to and fro does not have the host write all of the flash each time.
+    #[test]
+    fn only_blocks_that_changed_are_stored() {
+        let mut m = machine();
+        lock(&m.host.written)[BLOCK + 7] = 0x77;
+        m.write(3 * BLOCK as u64, &[0x10, 1]);
+        m.flash.write(BLOCK as u64 - 4, &[0x40]);
+        m.flash.write(BLOCK as u64 - 4, &[2; 4]);
+        m.write(0, &[READ_ARRAY]);
+        assert_eq!((m.durable(3 * BLOCK), m.durable(BLOCK - 1)), (1, 2));
+        assert_eq!(m.durable(BLOCK + 7), 0x77);
     }
 
     #[test]
