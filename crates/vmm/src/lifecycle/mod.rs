@@ -66,6 +66,8 @@ pub struct Life {
     terms: Terms,
     /// When a stop becomes a kill, and when the button is pressed again.
     deadline: Option<(Instant, Instant)>,
+    /// What was told of this run of the guest.
+    told: Vec<&'static str>,
 }
 
 /// How a machine goes on after an event.
@@ -116,6 +118,7 @@ impl Life {
             status,
             terms,
             deadline: None,
+            told: Vec::new(),
         };
         (life, handle)
     }
@@ -333,8 +336,12 @@ impl Life {
         }
     }
 
-    /// Tells what has happened to a guest that goes on.
-    fn tell(&self, what: &str) -> Next {
+    /// Tells what has happened to a guest that goes on. Once in a run: it may have it happen at will.
+    fn tell(&mut self, what: &'static str) -> Next {
+        if self.told.contains(&what) {
+            return Next::Go;
+        }
+        self.told.push(what);
         tracing::warn!("{what}");
         self.status.send_modify(|status| {
             status.trouble.get_or_insert_with(|| what.to_owned());
@@ -432,7 +439,8 @@ impl Life {
         }
     }
 
-    fn begin_again(&self) {
+    fn begin_again(&mut self) {
+        self.told.clear();
         self.status.send_modify(|status| {
             status.resets += 1;
             // What the device waited for was the guest's before the reset.
