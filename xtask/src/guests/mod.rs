@@ -201,8 +201,8 @@ fn expect(cell: &Cell, report: &str) -> Result<()> {
 fn line(cell: &Cell, outcome: &Outcome) -> String {
     match (&outcome.boot, &outcome.failure) {
         (Some(boot), _) => {
-            let how = report::how(boot).map_or_else(String::new, |how| format!(", {how}"));
-            format!("{cell} … ok{how} ({:.1} s)", boot.seconds)
+            let left = report::left(boot).map_or_else(String::new, |left| format!(", {left}"));
+            format!("{cell} … ok{left} ({:.1} s)", boot.seconds)
         }
         (None, why) => format!("{cell} … FAILED: {}", why.as_deref().unwrap_or_default()),
     }

@@ -20,6 +20,8 @@ const RAM_MIB: u64 = 512;
 
 /// The directory of a trial in the lab, which is in RAM: nothing there waits for this host.
 const LAB_DIR: &str = "/tmp/guest";
+/// Where edgevmm looks for UEFI by itself: naming one is choosing UEFI.
+const LAB_UEFI: &str = "/usr/share/cloudhv-efi-x86-64/CLOUDHV.fd";
 /// The lab's QEMU.
 const QEMU: &str = "qemu-system-x86_64";
 
@@ -71,6 +73,9 @@ impl Place {
 pub(super) fn boot(guests: &Guests, cell: &Cell) -> Result<Boot> {
     let files = Images::of_this_user().ensure_guest(cell.shape)?;
     let place = Place::with(guests, &needed(guests, cell, &files))?;
+    if let (Firmware::Auto, bench::Place::Lab(lab)) = (cell.firmware, &place.place) {
+        lab.put(&Images::of_this_user().cloudhv(), LAB_UEFI)?;
+    }
     let launch = match cell.vmm {
         Vmm::Edgevmm => edgevmm(cell, &files, &place),
         Vmm::Qemu => qemu(cell, &files, &place),
@@ -109,7 +114,7 @@ fn needed(guests: &Guests, cell: &Cell, files: &GuestFiles) -> Vec<(PathBuf, &'s
             guests.edgevmm.with_file_name("edgevmm-fast"),
             "edgevmm-fast",
         )),
-        Firmware::Uefi | Firmware::Auto => needed.push((images.cloudhv(), "CLOUDHV.fd")),
+        Firmware::Uefi => needed.push((images.cloudhv(), "CLOUDHV.fd")),
         Firmware::Ovmf => {
             let [code, variables] = images.ovmf();
             needed.extend([(code, "OVMF_CODE_4M.fd"), (variables, "OVMF_VARS_4M.fd")]);
@@ -118,7 +123,7 @@ fn needed(guests: &Guests, cell: &Cell, files: &GuestFiles) -> Vec<(PathBuf, &'s
             let [kernel, initrd] = [&files.kernel, &files.initrd].map(PathBuf::clone);
             needed.extend([(kernel, "vmlinuz"), (initrd, "initrd")]);
         }
-        Firmware::Bios => {}
+        Firmware::Bios | Firmware::Auto => {}
     }
     needed
 }
@@ -141,11 +146,9 @@ fn edgevmm(cell: &Cell, files: &GuestFiles, place: &Place) -> Launch {
             add("--firmware", "uefi".to_owned());
             add("--uefi", place.file("OVMF_CODE_4M.fd"));
         }
-        Firmware::Auto => {
-            add("--firmware", "auto".to_owned());
-            add("--uefi", place.file("CLOUDHV.fd"));
+        Firmware::Bios | Firmware::Fast | Firmware::Auto => {
+            add("--firmware", cell.firmware.name().to_owned());
         }
-        Firmware::Bios | Firmware::Fast => add("--firmware", cell.firmware.name().to_owned()),
     }
     arguments.push(place.file("disk.qcow2"));
     Launch {

@@ -25,19 +25,14 @@ const ELSEWHERE: &str = "\n## Boots that tests do\n\n\
     rescue disc (grub-rescue-pc) and Debian's installer (netboot) to what they first\nsay on the \
     serial console.\n";
 
-/// What started the guest, as the VMM tells it. Nothing if it did as it was told.
-pub fn how(boot: &Boot) -> Option<String> {
-    boot.messages.lines().find_map(|line| {
-        if let Some((_, rest)) = line.split_once("leaves the disk to `") {
-            let (who, why) = rest.split_once("`: ").unwrap_or((rest, ""));
-            // The rest is for whoever wants to change that.
-            let why = why.split(" (").next().unwrap_or(why);
-            return Some(format!("left to {who}: {}", why.trim_end_matches('.')));
-        }
-        let (_, rest) = line.split_once("booting disk0 by ")?;
-        let who = rest.split(',').next().unwrap_or(rest);
-        Some(format!("chose {who}"))
-    })
+/// What the fast firmware left the guest to and why, as the VMM tells it.
+pub fn left(boot: &Boot) -> Option<String> {
+    let mut lines = boot.messages.lines();
+    let rest = lines.find_map(|line| Some(line.split_once("leaves the disk to `")?.1))?;
+    let (who, why) = rest.split_once("`: ").unwrap_or((rest, ""));
+    // The rest is for whoever wants to change that.
+    let why = why.split(" (").next().unwrap_or(why);
+    Some(format!("left to {who}: {}", why.trim_end_matches('.')))
 }
 
 /// The report on all cells of the matrix that were done.
@@ -112,15 +107,16 @@ fn by_firmware(text: &mut String, done: &[(Cell, &Outcome)]) {
 }
 
 fn figures(found: Option<&(Cell, &Outcome)>) -> String {
-    let Some((cell, outcome)) = found else {
+    let Some((_, outcome)) = found else {
         return String::new();
     };
     let Some(boot) = &outcome.boot else {
         return "**fails**".to_owned();
     };
-    let mark = match (cell.firmware, how(boot)) {
-        (Firmware::Fast, Some(_)) => "declines: ",
-        _ => "",
+    let mark = if left(boot).is_some() {
+        "declines: "
+    } else {
+        ""
     };
     format!("{mark}{:.1} s, {}", boot.seconds, exits(boot))
 }
@@ -132,13 +128,12 @@ fn others(text: &mut String, done: &[(Cell, &Outcome)]) {
          | guest | started by | vCPUs | seconds | exits |\n|---|---|---:|---:|---:|\n",
     );
     for (cell, outcome) in done.iter().filter(|(cell, _)| !in_first_table(cell)) {
-        let _ = write!(
-            text,
-            "| {} | {} | {} |",
-            cell.shape,
-            cell.firmware.name(),
-            cell.cpus
-        );
+        let (shape, firmware, cpus) = (cell.shape, cell.firmware.name(), cell.cpus);
+        let chosen = match (cell.firmware, &outcome.boot) {
+            (Firmware::Auto, Some(boot)) => format!(": {}", word(&boot.report, "fw=")),
+            _ => String::new(),
+        };
+        let _ = write!(text, "| {shape} | {firmware}{chosen} | {cpus} |");
         let _ = match &outcome.boot {
             Some(boot) => writeln!(text, " {:.1} | {} |", boot.seconds, exits(boot)),
             None => writeln!(text, " **fails** | |"),
@@ -149,7 +144,7 @@ fn others(text: &mut String, done: &[(Cell, &Outcome)]) {
 /// What happened otherwise than asked for.
 fn remarks(text: &mut String, done: &[(Cell, &Outcome)]) {
     let mut lines = Vec::new();
-    let mut hows: Vec<(String, Vec<String>)> = Vec::new();
+    let mut declined: Vec<(String, Vec<String>)> = Vec::new();
     for (cell, outcome) in done {
         let Some(boot) = &outcome.boot else {
             lines.push(format!("- {cell} **fails**: {}", reason(outcome)));
@@ -158,17 +153,17 @@ fn remarks(text: &mut String, done: &[(Cell, &Outcome)]) {
         if outcome.tries > 1 {
             lines.push(format!("- {cell} went well at the second try only."));
         }
-        if let Some(how) = how(boot) {
-            let how = format!("{} {how}", cell.firmware.name());
-            match hows.iter_mut().find(|(each, _)| *each == how) {
+        if let Some(left) = left(boot) {
+            match declined.iter_mut().find(|(each, _)| *each == left) {
                 Some((_, shapes)) => shapes.push(cell.shape.to_string()),
-                None => hows.push((how, vec![cell.shape.to_string()])),
+                None => declined.push((left, vec![cell.shape.to_string()])),
             }
         }
     }
     lines.extend(
-        hows.into_iter()
-            .map(|(how, shapes)| format!("- {how}: {}.", shapes.join(", "))),
+        declined
+            .into_iter()
+            .map(|(left, shapes)| format!("- *fast* declines, {left}: {}.", shapes.join(", "))),
     );
     if !lines.is_empty() {
         let _ = writeln!(text, "\n## Remarks\n\n{}", lines.join("\n"));
@@ -223,12 +218,10 @@ mod tests {
     const LEFT: &str = "WARN The fast firmware leaves the disk to `bios`: no file system it knows.";
 
     #[test]
-    fn tells_what_started_the_guest() {
-        assert_eq!(how(&boot("")), None);
-        let chosen = "edgevmm: booting disk0 by uefi, as its GPT has an ESP (--firmware chooses)";
-        assert_eq!(how(&boot(chosen)).unwrap(), "chose uefi");
-        let left = how(&boot(LEFT)).unwrap();
-        assert_eq!(left, "left to bios: no file system it knows");
+    fn tells_what_the_guest_was_left_to() {
+        assert_eq!(left(&boot("WARN something else")), None);
+        let told = left(&boot(LEFT)).unwrap();
+        assert_eq!(told, "left to bios: no file system it knows");
     }
 
     #[test]
@@ -254,14 +247,19 @@ mod tests {
                 "bookworm-cloud-gpt-ext4/bios/4".into(),
                 outcome(Some(boot("")), None),
             ),
+            (
+                "bookworm-cloud-gpt-ext4/auto/1".into(),
+                outcome(Some(boot("")), None),
+            ),
             ("no such guest".into(), outcome(None, None)),
         ]));
         for part in [
-            "3 were made, and 2 went well",
+            "4 were made, and 3 went well",
             "| bookworm-cloud-gpt-ext4 | 6.1.0-9-amd64 |  | **fails** | declines: 12.3 s, 4,567 |",
             "| bookworm-cloud-gpt-ext4 | bios | 4 | 12.3 | 4,567 |",
+            "| bookworm-cloud-gpt-ext4 | auto: bios | 1 | 12.3 | 4,567 |",
             "- bookworm-cloud-gpt-ext4/uefi/1 **fails**: The VMM ended. … said no\n",
-            "- fast left to bios: no file system it knows: bookworm-cloud-gpt-ext4.",
+            "- *fast* declines, left to bios: no file system it knows: bookworm-cloud-gpt-ext4.",
             "Made at abc (2026-01-31);",
         ] {
             assert!(text.contains(part), "{part}\n{text}");

@@ -5,8 +5,13 @@ $b mount -t proc proc /proc
 $b mount -t sysfs sysfs /sys
 $b mount -t devtmpfs dev /dev
 while read -r module; do $b insmod "/modules/$module" 2>/dev/null; done < /modules/order
+# Not by its label, which not all of these shells can look for. The root is the last partition.
+find_root() {
+    for disk in /dev/[vs]da3 /dev/[vs]da2; do $b mount -t @ROOT@ "$disk" /new 2>/dev/null && return; done
+    return 1
+}
 tries=0
-until disk=$($b findfs LABEL=root 2>/dev/null) && $b mount -t @ROOT@ "$disk" /new; do
+until find_root; do
     tries=$((tries + 1))
     [ $tries -gt 100 ] && { echo "GUEST-FAILED no root disk"; $b poweroff -f; }
     $b sleep 0.1
