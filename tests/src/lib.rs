@@ -21,7 +21,7 @@ use xtask::lab::Machine;
 pub use command::{Command, Output};
 pub use guest::{Guest, SMALL};
 pub use host::{Host, Limit};
-pub use prepare::image;
+pub use prepare::{image, net_rom};
 pub use process::Process;
 pub use xtask::images::{Image, Images};
 pub use xtask::lab::WindowSize;

@@ -21,13 +21,25 @@ pub fn image(image: Image) -> Result<Images> {
 
 /// A busybox that runs anywhere, with a DHCP server in it.
 pub(crate) fn busybox() -> Result<PathBuf> {
+    tool("usr/bin/busybox")
+}
+
+/// iPXE for SeaBIOS and virtio, as QEMU's packages have it.
+///
+/// # Errors
+/// It cannot be had.
+pub fn net_rom() -> Result<PathBuf> {
+    tool("usr/share/qemu/pxe-virtio.rom")
+}
+
+fn tool(path: &str) -> Result<PathBuf> {
     let layout = Layout::of_this_user();
     let tools = if layout.is_ready()? {
         layout.tools()
     } else {
         setup_tools(&layout)?
     };
-    Ok(tools.path("usr/bin/busybox"))
+    Ok(tools.path(path))
 }
 
 /// Makes the lab unless it is ready.

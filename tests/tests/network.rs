@@ -1,15 +1,17 @@
-//! Both kinds of network interface, in one machine: addresses, and 64 MiB each way.
+//! Both kinds of network interface, in one machine: addresses, and 64 MiB each way. Booting from one.
 
 use anyhow::{Context, Result, ensure};
-use edgevmm_e2e::{Command, Guest, Host, Limit, Process, as_root};
+use edgevmm_e2e::{Command, Guest, Host, Limit, Process, as_root, net_rom};
 
 /// The tap's address on the host; the guest gets one beside it.
 const TAP_HOST: &str = "192.168.77.1";
+/// SIGKILL.
+const KILL: i32 = 9;
 /// The host's loopback, as the guest of a user network sees it.
 const USER_HOST: &str = "10.0.2.2";
 
-/// A tap with an address, and a DHCP server on it.
-fn make_tap(host: &Host) -> Result<Process<'_>> {
+/// A tap with an address, and a DHCP server on it that says more than addresses.
+fn make_tap<'h>(host: &'h Host, more: &str) -> Result<Process<'h>> {
     let script = format!(
         "modprobe tun || true; ip tuntap add dev evmtap0 mode tap; \
          ip address add {TAP_HOST}/24 dev evmtap0; ip link set evmtap0 up; touch leases"
@@ -17,7 +19,7 @@ fn make_tap(host: &Host) -> Result<Process<'_>> {
     host.ok(&Command::script(script))?;
     let config = format!(
         "interface evmtap0\nstart 192.168.77.50\nend 192.168.77.60\nlease_file {}\n\
-         pidfile {}\noption subnet 255.255.255.0\n",
+         pidfile {}\noption subnet 255.255.255.0\n{more}\n",
         host.path("leases"),
         host.path("udhcpd.pid")
     );
@@ -90,7 +92,7 @@ fn push(host: &Host, guest: &mut Guest<'_>, forward: u16, hash: &str) -> Result<
 #[test]
 fn tap_and_user_network_carry_data_both_ways() -> Result<()> {
     as_root(|host| {
-        let dhcp = make_tap(host)?;
+        let dhcp = make_tap(host, "")?;
         host.ok(&Command::script("head -c 64M /dev/urandom > payload"))?;
         let hash = host.sha256("payload")?;
         let forward = host.free_port()?;
@@ -128,6 +130,33 @@ fn tap_and_user_network_carry_data_both_ways() -> Result<()> {
         let passt = "! pgrep -x passt; ! pgrep -x passt.avx2";
         host.ok(&Command::script(passt))
             .context("passt outlives its machine")?;
+        dhcp.signal(15)?;
+        remove_tap(host)
+    })
+}
+
+/// SeaBIOS boots from a tap by iPXE, which finds its script by DHCP and HTTP.
+#[test]
+fn a_network_is_booted_from() -> Result<()> {
+    let rom = net_rom()?;
+    as_root(|host| {
+        let more = format!("siaddr {TAP_HOST}\nboot_file http://{TAP_HOST}:8077/boot.ipxe");
+        let dhcp = make_tap(host, &more)?;
+        // A variable, so that the script itself does not have what it prints.
+        let script = "#!ipxe\necho BOOTED BY ${netX/mac}\n";
+        host.write("boot.ipxe", script)?;
+        let listen = format!("{TAP_HOST}:8077");
+        let web = ["httpd", "-f", "-p", &listen, "-h", &host.path("")];
+        let web = host.spawn(&Command::new(host.busybox()?).args(web))?;
+        let mac = "52:54:00:aa:bb:cc";
+        let net = format!("tap=evmtap0,mac={mac},bootindex=0");
+        let rom = host.copy(&rom, "net.rom")?;
+        let machine = ["run", "--cpus", "1", "--memory", "64M", "--net-rom", &rom];
+        let mut guest = Guest::start(host, machine.into_iter().chain(["--net", &net]))?;
+        guest.expect(&format!("BOOTED BY {mac}"), Limit::Boot)?;
+        guest.signal(KILL)?;
+        drop(guest);
+        web.signal(15)?;
         dhcp.signal(15)?;
         remove_tap(host)
     })

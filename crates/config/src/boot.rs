@@ -69,6 +69,9 @@ pub struct BootConfig {
     /// File that keeps the guest's UEFI variables from run to run. Made when it is not there yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uefi_vars: Option<PathBuf>,
+    /// Option ROM by which SeaBIOS boots from the network; that of the host's packages when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub net_rom: Option<PathBuf>,
     /// The firmware waits for a key that shows what it can boot from.
     pub menu: bool,
 }

@@ -18,6 +18,8 @@ pub struct NetConfig {
     pub backend: NetBackendConfig,
     /// MAC address; derived from the machine's UUID when absent.
     pub mac: Option<MacAddr>,
+    /// Place in the firmware's boot order, lowest first. When absent it is not booted from.
+    pub bootindex: Option<u32>,
 }
 
 /// Host end of a network interface.
@@ -45,7 +47,11 @@ impl NetConfig {
             forwards: Vec::new(),
             host_loopback: false,
         };
-        Self { backend, mac: None }
+        Self {
+            backend,
+            mac: None,
+            bootindex: None,
+        }
     }
 }
 
@@ -83,6 +89,8 @@ pub(crate) struct FlatNet {
     host_loopback: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     mac: Option<MacAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bootindex: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,6 +121,7 @@ impl TryFrom<FlatNet> for NetConfig {
         Ok(Self {
             backend,
             mac: flat.mac,
+            bootindex: flat.bootindex,
         })
     }
 }
@@ -121,6 +130,7 @@ impl From<NetConfig> for FlatNet {
     fn from(net: NetConfig) -> Self {
         let flat = Self {
             mac: net.mac,
+            bootindex: net.bootindex,
             ..Self::default()
         };
         match net.backend {

@@ -77,6 +77,17 @@ pub enum ConfigError {
         "A kernel starts without firmware, so there is no menu: leave out --kernel or --boot-menu"
     )]
     KernelAndMenu,
+    /// A network to boot from without firmware.
+    #[error(
+        "A kernel starts without firmware, so no network is booted from: leave out --kernel, or \
+         `bootindex` of the network interface"
+    )]
+    KernelAndNetBoot,
+    /// A ROM that nothing uses.
+    #[error(
+        "Nothing boots from the network: give a --net interface a `bootindex`, or leave out --net-rom"
+    )]
+    UnusedNetRom,
     /// Files for two firmwares.
     #[error(
         "`--bios` and `--uefi` or `--uefi-vars` are for different firmware: leave out one of both"
@@ -221,7 +232,15 @@ impl VmConfig {
         }
         self.cpus.topology()?;
         self.check_memory()?;
-        check_boot(&self.boot, !self.disks.iter().all(DiskConfig::is_empty))?;
+        let net = self.nets.iter().any(|net| net.bootindex.is_some());
+        let disk = !self.disks.iter().all(DiskConfig::is_empty);
+        check_boot(&self.boot, disk || net, net)?;
+        let mut indices = Unique::new("The boot index");
+        let of_disks = self.disks.iter().map(|disk| disk.bootindex);
+        let of_nets = self.nets.iter().map(|net| net.bootindex);
+        of_disks
+            .chain(of_nets)
+            .try_for_each(|index| indices.add(index))?;
         check_disks(&self.disks)?;
         check_nets(&self.nets)?;
         self.cloud_init.as_ref().map_or(Ok(()), check_cloud_init)?;
@@ -391,6 +410,7 @@ mod tests {
         for yaml in [
             "disks: [{path: a}]",
             "boot: {kernel: k}",
+            "{nets: [{tap: tap0, bootindex: 1}], boot: {net_rom: r}}",
             "boot: {kernel: k, initrd: i, cmdline: console=ttyS0}",
             "{memory: {size: 16M}, disks: [{path: a, serial: '12345678901234567890'}]}",
             "{memory: {size: 32M, hugepages: true}, boot: {kernel: k}, nets: []}",
@@ -406,6 +426,18 @@ mod tests {
     fn each_rule_has_its_message() {
         for (yaml, expected) in [
             ("{}", "nothing to boot"),
+            (
+                "{disks: [{path: a, bootindex: 1}], nets: [{tap: t, bootindex: 1}]}",
+                "The boot index 1 is there twice",
+            ),
+            (
+                "{boot: {kernel: k}, nets: [{type: user, bootindex: 1}]}",
+                "no network is booted from",
+            ),
+            (
+                "{disks: [{path: a}], boot: {net_rom: r}}",
+                "Nothing boots from the network",
+            ),
             ("name: ../x", "can't name a machine"),
             ("cpus: {count: 3, cores: 2}", "3 vCPUs can't form 2 cores"),
             ("memory: {size: 8M}", "8M of memory is too little"),

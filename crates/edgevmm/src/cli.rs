@@ -272,6 +272,10 @@ pub struct BootArgs {
     /// by OVMF. Made when it is not there yet
     #[arg(long, value_name = "FILE")]
     pub uefi_vars: Option<PathBuf>,
+    /// Option ROM by which SeaBIOS boots from --net interfaces with a bootindex [default: iPXE's of
+    /// the host]
+    #[arg(long, value_name = "FILE")]
+    pub net_rom: Option<PathBuf>,
     /// Have the firmware wait a few seconds for ESC, which shows what it can boot from (SeaBIOS and
     /// OVMF)
     #[arg(long)]
@@ -333,7 +337,8 @@ impl std::str::FromStr for CdromArg {
 #[command(next_help_heading = "Network")]
 pub struct NetworkArgs {
     /// Add a network interface: user (the default when none is given), tap=NAME, or none for no
-    /// network. Keys: mac=, and host_loopback for user
+    /// network. Keys: mac=, host_loopback for user, and bootindex= to boot from the network as the
+    /// firmware does (SeaBIOS, OVMF)
     #[arg(long = "net", value_name = "TYPE[,KEY=VALUE...]")]
     pub nets: Vec<NetArg>,
     /// Forward a port of the host to the guest's user network, like 2222:22

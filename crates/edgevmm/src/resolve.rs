@@ -49,6 +49,7 @@ pub fn resolve(args: RunArgs) -> Result<VmConfig, Failure> {
     set_some(&mut vm.boot.bios, boot.bios);
     set_some(&mut vm.boot.uefi, boot.uefi);
     set_some(&mut vm.boot.uefi_vars, boot.uefi_vars);
+    set_some(&mut vm.boot.net_rom, boot.net_rom);
     vm.boot.menu |= boot.boot_menu;
     set_some(&mut vm.debugcon, boot.debugcon);
 

@@ -141,7 +141,11 @@ fn nets() {
     let backend = NetBackendConfig::Tap { tap: "tap0".into() };
     assert_eq!(
         "tap=tap0,mac=52:54:00:00:00:01".parse(),
-        Ok(NetConfig { backend, mac })
+        Ok(NetConfig {
+            backend,
+            mac,
+            bootindex: None
+        })
     );
     let net: NetConfig = "user,forwards=2222:22,forwards=udp:53:53,host_loopback"
         .parse()

@@ -6,22 +6,28 @@ use crate::{BootConfig, FirmwareChoice};
 /// Longest command line of an x86 Linux kernel, in bytes.
 pub const MAX_CMDLINE: usize = 2047;
 
-/// Checks what starts a guest, which has disks or not.
-pub fn check_boot(boot: &BootConfig, disks: bool) -> Result<(), ConfigError> {
+/// Checks what starts a guest, which has devices to boot from or not, a network among them or not.
+pub fn check_boot(boot: &BootConfig, devices: bool, net: bool) -> Result<(), ConfigError> {
     for (what, path) in [
         ("kernel", &boot.kernel),
         ("initrd", &boot.initrd),
         ("BIOS", &boot.bios),
         ("UEFI", &boot.uefi),
         ("UEFI variables", &boot.uefi_vars),
+        ("network boot ROM", &boot.net_rom),
     ] {
         path.as_deref()
             .map_or(Ok(()), |path| check_path(what, path))?;
     }
-    if boot.kernel.is_some() {
-        check_kernel(boot)
+    if boot.net_rom.is_some() && !net {
+        return Err(ConfigError::UnusedNetRom);
+    }
+    if boot.kernel.is_none() {
+        check_firmware(boot, devices)
+    } else if net {
+        Err(ConfigError::KernelAndNetBoot)
     } else {
-        check_firmware(boot, disks)
+        check_kernel(boot)
     }
 }
 
@@ -51,7 +57,7 @@ fn check_kernel(boot: &BootConfig) -> Result<(), ConfigError> {
     }
 }
 
-fn check_firmware(boot: &BootConfig, disks: bool) -> Result<(), ConfigError> {
+fn check_firmware(boot: &BootConfig, devices: bool) -> Result<(), ConfigError> {
     let firmware = boot.firmware;
     // What `fast` falls back to may be given.
     let chosen = matches!(firmware, FirmwareChoice::Bios | FirmwareChoice::Uefi);
@@ -64,7 +70,7 @@ fn check_firmware(boot: &BootConfig, disks: bool) -> Result<(), ConfigError> {
         _ if boot.bios.is_some() && (boot.uefi.is_some() || boot.uefi_vars.is_some()) => {
             Err(ConfigError::BiosAndUefi)
         }
-        _ if !disks => Err(ConfigError::NothingToBoot),
+        _ if !devices => Err(ConfigError::NothingToBoot),
         _ => other.map_or(Ok(()), |(what, ..)| {
             Err(ConfigError::OtherFirmware { what, firmware })
         }),

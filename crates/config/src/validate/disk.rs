@@ -13,11 +13,9 @@ const SECTOR_SIZE: u64 = 512;
 /// Checks each disk, and that no two get in each other's way.
 pub fn check_disks(disks: &[DiskConfig]) -> Result<(), ConfigError> {
     let mut serials = Unique::new("The disk serial number");
-    let mut indices = Unique::new("The boot index");
     for (number, disk) in disks.iter().enumerate() {
         check_disk(disk)?;
         serials.add(disk.serial.as_deref())?;
-        indices.add(disk.bootindex)?;
         let earlier = || disks.iter().take(number);
         if earlier()
             .filter(|other| other.path == disk.path)

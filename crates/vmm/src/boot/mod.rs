@@ -6,6 +6,7 @@ pub mod cloudhv;
 pub mod fast;
 pub mod firmware;
 pub mod kernel;
+pub mod net_rom;
 pub mod ovmf;
 pub mod partitions;
 mod plan;
@@ -124,6 +125,19 @@ pub enum BootError {
         .0.display()
     )]
     KeepsNoVars(PathBuf),
+    /// A file that is to be an option ROM is something else.
+    #[error(
+        "{} is no option ROM of at most 256 KiB: give --net-rom iPXE's for virtio \
+         (pxe-virtio.rom), or leave it out",
+        .0.display()
+    )]
+    NotNetRom(PathBuf),
+    /// UEFI firmware that has an order of its own is to boot from a network.
+    #[error(
+        "{} boots from no network: leave out `bootindex` of the interface, or give OVMF's code with --uefi",
+        .0.display()
+    )]
+    NoNetBoot(PathBuf),
     /// The BIOS image has an impossible size.
     #[error("The BIOS image {} has {len} bytes; 128 KiB and 256 KiB images are known", path.display())]
     FirmwareSize {

@@ -65,6 +65,11 @@ impl Boot {
         }
     }
 
+    /// Whether it boots from the network by an option ROM; others have drivers of their own.
+    pub fn net_rom(&self) -> bool {
+        matches!(self, Boot::Bios(_))
+    }
+
     /// Whether it gives PCI functions their addresses; else they have them from the start.
     pub fn places_bars(&self) -> bool {
         match self {

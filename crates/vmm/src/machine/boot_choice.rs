@@ -56,24 +56,26 @@ fn open_firmware(
 ) -> Result<Boot, BuildError> {
     let boot = &config.boot;
     if firmware == FirmwareChoice::Uefi {
-        return uefi(boot, description);
+        let net = config.nets.iter().any(|net| net.bootindex.is_some());
+        return uefi(boot, net, description);
     }
     Ok(Boot::Bios(Firmware::open(boot.bios.as_deref())?))
 }
 
-/// The UEFI that was asked for: OVMF where variables are to last, else the one that needs less of
-/// the machine, or whichever is installed.
-fn uefi(boot: &BootConfig, description: &Description) -> Result<Boot, BuildError> {
+/// The UEFI that was asked for: OVMF where variables are to last or a network is booted from, else
+/// the one that needs less of the machine, or whichever is installed.
+fn uefi(boot: &BootConfig, net: bool, description: &Description) -> Result<Boot, BuildError> {
     let (file, vars) = (boot.uefi.as_deref(), boot.uefi_vars.as_deref());
     let installed = |path: &str| Path::new(path).exists();
     let ovmf = match file {
         Some(file) => !CloudHv::is_one(file)?,
         // Where there is neither, the one that every release has is asked for.
-        None => vars.is_some() || !installed(DEFAULT_CLOUDHV),
+        None => vars.is_some() || net || !installed(DEFAULT_CLOUDHV),
     };
     match (file, vars) {
         _ if ovmf => Ok(Boot::Ovmf(Ovmf::open(file, vars)?)),
         (Some(file), Some(_)) => Err(BootError::KeepsNoVars(file.to_owned()))?,
+        (Some(file), None) if net => Err(BootError::NoNetBoot(file.to_owned()))?,
         _ => {
             let tables = firmware_data::placed(description, true)?;
             Ok(Boot::CloudHv(CloudHv::open(file, tables)?))

@@ -30,7 +30,7 @@ use super::legacy::{LegacyConfig, LegacyDevices, debug_sink};
 use super::network::{self, NetworkError};
 use super::storage::StorageError;
 use super::{Machine, boot_choice, identity};
-use crate::boot::{Boot, BootError, BootPlan};
+use crate::boot::{Boot, BootError, BootPlan, net_rom};
 use crate::channel::ChannelError;
 use crate::console::ConsoleHub;
 use crate::console::ends::{self, ConsoleError, Pty};
@@ -276,6 +276,7 @@ impl Machine {
         let kvm = kvm::open()?;
         let disks = disks::open(config, uuid)?;
         let (mut boot, boot_note) = boot_choice::open(config, &disks, &description)?;
+        let net_rom = net_rom(config, &boot)?;
         let (nics, net_helpers) = network::open(config, uuid)?;
         let console = open_console(config)?;
 
@@ -300,11 +301,15 @@ impl Machine {
             next_slot: 1,
             functions: Vec::new(),
         };
-        let (disks, boot_devices) = add_disks(&mut pci, disks)?;
-        boot.set_boot_slots(&BootDevice::virtio_slots(&boot_devices));
+        let (disks, mut order) = add_disks(&mut pci, disks)?;
         for nic in nics {
-            pci.add(nic.into_device(Arc::clone(&platform.device_loop)))?;
+            let place = nic.boot_order.map(|place| (place, order.len()));
+            let slot = pci.add(nic.into_device(Arc::clone(&platform.device_loop)))?;
+            order.extend(place.map(|place| (place, BootDevice::Net { slot })));
         }
+        order.sort_unstable();
+        let boot_devices: Vec<_> = order.into_iter().map(|(_, device)| device).collect();
+        boot.set_boot_slots(&BootDevice::virtio_slots(&boot_devices));
         pci.add(Box::new(Rng::new(Arc::clone(&platform.device_loop))))?;
         let resizer = match config.console.device {
             ConsoleDevice::Serial => None,
@@ -322,7 +327,8 @@ impl Machine {
         let pci = Arc::new(pci.host);
 
         let wanted = boot.all().any(Boot::fw_cfg);
-        let fw_cfg = wanted.then(|| firmware_data::fw_cfg(&description, &boot_devices, ovmf));
+        let fw_cfg =
+            wanted.then(|| firmware_data::fw_cfg(&description, &boot_devices, ovmf, net_rom));
         let line = |gsi| interrupts.line(gsi).ok_or(BuildError::Slots);
         let legacy = LegacyDevices::new(LegacyConfig {
             platform: &platform,
@@ -491,11 +497,22 @@ fn open_debug(config: &VmConfig) -> Result<Option<Arc<dyn LineSink>>, BuildError
     config.debugcon.as_deref().map(open).transpose()
 }
 
-/// Adds the disks and gives those to boot from, in order.
+/// The ROM by which SeaBIOS boots from a network, if it is to.
+fn net_rom(config: &VmConfig, boot: &BootPlan) -> Result<Option<Vec<u8>>, BootError> {
+    let net = config.nets.iter().any(|net| net.bootindex.is_some());
+    let wanted = net && boot.all().any(Boot::net_rom);
+    let rom = wanted.then(|| net_rom::read(config.boot.net_rom.as_deref()));
+    rom.transpose()
+}
+
+/// Devices to boot from, each with its place: that of the config, and among equals its number.
+type BootOrder = Vec<((u32, usize), BootDevice)>;
+
+/// Adds the disks and gives those to boot from.
 fn add_disks(
     pci: &mut PciBuilder<'_>,
     open: Vec<OpenDisk>,
-) -> Result<(Vec<Disk>, Vec<BootDevice>), BuildError> {
+) -> Result<(Vec<Disk>, BootOrder), BuildError> {
     let (mut disks, mut order, mut drives) = (Vec::new(), Vec::new(), Vec::new());
     for (number, disk) in open.into_iter().enumerate() {
         let place = disk.boot_order.map(|place| (place, number));
@@ -518,8 +535,7 @@ fn add_disks(
             place.map(|place| (place, BootDevice::Sata { slot, port }))
         }));
     }
-    order.sort_unstable();
-    Ok((disks, order.into_iter().map(|(_, device)| device).collect()))
+    Ok((disks, order))
 }
 
 /// Puts PCI on the buses.

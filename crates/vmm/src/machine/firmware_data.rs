@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::BuildError;
 use super::functions::BootDevice;
+use crate::boot::net_rom;
 use crate::boot::pvh::Tables;
 use crate::layout::{ACPI_TABLES, COM1_PORT, ovmf_pci_hole};
 use crate::tables::acpi::{AcpiConfig, AcpiTables};
@@ -81,11 +82,13 @@ pub(super) fn placed(description: &Description, config_ports: bool) -> Result<Ta
     })
 }
 
-/// The items that SeaBIOS asks for, or OVMF. It boots from `devices` in that order.
+/// The items that SeaBIOS asks for, or OVMF. It boots from `devices` in that order, from a network
+/// by `net_rom`.
 pub(super) fn fw_cfg(
     description: &Description,
     devices: &[BootDevice],
     ovmf: bool,
+    net_rom: Option<Vec<u8>>,
 ) -> Result<FwCfgItems, FwCfgError> {
     let highest = description.apic_ids.iter().max().copied().unwrap_or(0);
     let mut items = FwCfgItems::new(NumberedItems {
@@ -107,6 +110,9 @@ pub(super) fn fw_cfg(
         items.add_file(name, bytes)?;
     }
     items.add_file("bootorder", boot_order(devices).into_bytes())?;
+    if let Some(rom) = net_rom {
+        items.add_file(net_rom::FILE, rom)?;
+    }
     let port = u64::from(COM1_PORT).to_le_bytes().to_vec();
     items.add_file("etc/sercon-port", port)?;
     let wait = BOOT_FAIL_WAIT_MS.to_le_bytes().to_vec();

@@ -103,14 +103,20 @@ pub enum BootDevice {
         /// Port of the drive.
         port: usize,
     },
+    /// A network interface.
+    Net {
+        /// Its slot.
+        slot: u8,
+    },
 }
 
 impl BootDevice {
-    /// The slots of those at the front of a boot order that are virtio disks.
+    /// The slots of those at the front of a boot order that are virtio disks, which the project's
+    /// own firmware boots from.
     pub fn virtio_slots(order: &[Self]) -> Vec<u8> {
         let slot = |device: &Self| match *device {
             Self::Virtio { slot } => Some(slot),
-            Self::Sata { .. } => None,
+            Self::Sata { .. } | Self::Net { .. } => None,
         };
         order.iter().map_while(slot).collect()
     }
@@ -122,6 +128,7 @@ impl BootDevice {
             Self::Sata { slot, port } => {
                 format!("/pci@i0cf8/pci8086,2922@{slot:x}/drive@{port:x}/disk@0")
             }
+            Self::Net { slot } => format!("/pci@i0cf8/ethernet@{slot:x}/ethernet-phy@0"),
         }
     }
 }
@@ -136,6 +143,8 @@ mod tests {
         assert_eq!(path, "/pci@i0cf8/scsi@a/disk@0,0");
         let path = BootDevice::Sata { slot: 31, port: 5 }.path();
         assert_eq!(path, "/pci@i0cf8/pci8086,2922@1f/drive@5/disk@0");
+        let path = BootDevice::Net { slot: 3 }.path();
+        assert_eq!(path, "/pci@i0cf8/ethernet@3/ethernet-phy@0");
     }
 
     #[test]

@@ -63,6 +63,8 @@ pub enum NetworkError {
 pub(super) struct OpenNic {
     config: net::NetConfig,
     backend: Box<dyn NetBackend>,
+    /// Its place in the boot order; `None` is not booted from.
+    pub(super) boot_order: Option<u32>,
 }
 
 impl OpenNic {
@@ -137,6 +139,7 @@ pub(super) fn open(
         nics.push(OpenNic {
             config: device_config(index, net, uuid, mtu),
             backend,
+            boot_order: net.bootindex,
         });
     }
     Ok((nics, helpers))
@@ -280,7 +283,11 @@ mod tests {
 
     fn tap(name: &str) -> NetConfig {
         let backend = NetBackendConfig::Tap { tap: name.into() };
-        NetConfig { backend, mac: None }
+        NetConfig {
+            backend,
+            mac: None,
+            bootindex: None,
+        }
     }
 
     fn user(forward: &str) -> NetConfig {
@@ -288,7 +295,11 @@ mod tests {
             forwards: vec![forward.parse().unwrap()],
             host_loopback: false,
         };
-        NetConfig { backend, mac: None }
+        NetConfig {
+            backend,
+            mac: None,
+            bootindex: None,
+        }
     }
 
     fn passt_is_there() -> bool {
