@@ -14,7 +14,7 @@ use crate::disk::Disk;
 use crate::grub::{self, By, Kind, Place};
 use crate::partitions::{self, Partition, Role, Table};
 use crate::pe::{Piece, Uki};
-use crate::volume::{File, Node, Volume};
+use crate::volume::{File, Node, UNKNOWN, Volume};
 
 /// Where GRUB's configuration is on the file system that it is on.
 const GRUB_FILES: [&str; 4] = [
@@ -61,7 +61,7 @@ struct Mounted {
 #[derive(Debug)]
 pub struct Volumes {
     places: Vec<Mounted>,
-    /// The first that could not be opened on the disk to boot from.
+    /// Why one could not be opened on the disk to boot from: the first that says what it is.
     trouble: Option<Decline>,
     /// Index of the disk to boot from.
     boot: usize,
@@ -120,7 +120,10 @@ impl Volumes {
                 });
             }
             Err(error) if self.boot == usize::MAX || self.boot == index => {
-                self.trouble.get_or_insert(error);
+                let known = |known: &&Decline| known.text != UNKNOWN;
+                if self.trouble.as_ref().filter(known).is_none() {
+                    self.trouble = Some(error);
+                }
             }
             Err(_) => {}
         }

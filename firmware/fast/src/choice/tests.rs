@@ -57,6 +57,31 @@ fn the_first_disk_with_anything_is_the_one() {
     assert_eq!(reason(vec![blank()]), Reason::Layout);
 }
 
+/// A disk with an MBR of partitions of 4 MiB each: their types, and where they begin.
+fn with_mbr(mut disk: Vec<u8>, partitions: [(u8, usize); 2]) -> Vec<u8> {
+    let mut mbr = vec![0; 512];
+    for (index, (kind, first)) in partitions.into_iter().enumerate() {
+        let entry = &mut mbr[446 + index * 16..462 + index * 16];
+        entry[4] = kind;
+        entry[8..12].copy_from_slice(&u32::try_from(first / 512).unwrap().to_le_bytes());
+        entry[12..16].copy_from_slice(&8192_u32.to_le_bytes());
+    }
+    mbr[510..].copy_from_slice(&[0x55, 0xaa]);
+    disk[..512].copy_from_slice(&mbr);
+    disk
+}
+
+#[test]
+fn a_file_system_that_is_left_out_is_named_rather_than_one_that_is_unknown() {
+    let mut disk = vec![0; 10 << 20];
+    disk[5 << 20..][..4].copy_from_slice(b"XFSB");
+    for [first, second] in [[1, 5], [5, 1]] {
+        let partitions = [(0xda, first << 20), (0x83, second << 20)];
+        let decline = choose(vec![with_mbr(disk.clone(), partitions)]).unwrap_err();
+        assert_eq!(decline.text, "XFS is left out");
+    }
+}
+
 #[test]
 fn two_boot_loaders_on_a_disk_are_declined() {
     // A system partition's content in place of the second partition of a disk with GRUB.
@@ -66,15 +91,7 @@ fn two_boot_loaders_on_a_disk_are_declined() {
     disk.resize(disk.len() + (4 << 20), 0);
     let at = disk.len() - (4 << 20);
     disk[at..].copy_from_slice(&esp[start..start + (4 << 20)]);
-    let mut mbr = vec![0; 512];
-    for (index, (kind, first)) in [(0x83_u8, start), (0xef, at)].into_iter().enumerate() {
-        let entry = &mut mbr[446 + index * 16..462 + index * 16];
-        entry[4] = kind;
-        entry[8..12].copy_from_slice(&u32::try_from(first / 512).unwrap().to_le_bytes());
-        entry[12..16].copy_from_slice(&8192_u32.to_le_bytes());
-    }
-    mbr[510..].copy_from_slice(&[0x55, 0xaa]);
-    disk[..512].copy_from_slice(&mbr);
+    let disk = with_mbr(disk, [(0x83, start), (0xef, at)]);
     let decline = choose(vec![disk]).unwrap_err();
     assert_eq!(decline.reason, Reason::Nothing);
     assert_eq!(decline.text, "there are configurations of two boot loaders");

@@ -183,6 +183,9 @@ fn normalized(path: &str) -> Result<String, Decline> {
     Ok(normal)
 }
 
+/// Said of a place with none of the signs that are known, such as a BIOS boot partition.
+pub(crate) const UNKNOWN: &str = "the file system is unknown";
+
 /// What a file system that is left out is called.
 fn foreign(disk: &Disk) -> Result<&'static str, Decline> {
     const SIGNS: [(u64, &[u8], &str); 8] = [
@@ -205,5 +208,5 @@ fn foreign(disk: &Disk) -> Result<&'static str, Decline> {
             }
         }
     }
-    Ok("the file system is unknown")
+    Ok(UNKNOWN)
 }
