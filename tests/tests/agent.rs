@@ -147,10 +147,18 @@ fn sets_clock_and_keys(agent: &Machine<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What was written before a freeze is in a copy of the disk, whose file system is clean.
+/// Has the guest write to its disk without end, or until there is a file that says so.
+const WRITER: &str = "(until test -e /root/enough; do date >> /root/log; \
+    cp /root/written /root/again; mv /root/again /root/moved; sync; sleep 0.2; done) \
+    > /dev/null 2>&1 &";
+
+/// What was written before a freeze is in a copy of the disk, whose file system is clean though the
+/// guest goes on writing.
 fn freezes(agent: &Machine<'_>) -> Result<()> {
     let host = agent.host;
     agent.ok(&["exec", "-n", "--", "sh", "-c", "seq 200000 > /root/written"])?;
+    agent.ok(&["exec", "-n", "--", "sh", "-c", WRITER])?;
+    agent.script("until agent exec -n -- test -s /root/log; do sleep 1; done")?;
     agent.ok(&["freeze", "--thaw-after", "3600"])?;
     ensure!(agent.ok(&["freeze-status"])? == "frozen");
     let inspected = host.ok(&host.edgevmm(["inspect", agent.name]))?;
@@ -162,9 +170,13 @@ fn freezes(agent: &Machine<'_>) -> Result<()> {
         again.code == 1 && again.stderr.contains("thaw them first"),
         "{again:?}"
     );
-    host.ok(&Command::script("cp --sparse=always disk.qcow2 copy.qcow2"))?;
+    let copy = "cp --sparse=always disk.qcow2 copy.qcow2; sleep 1; cmp disk.qcow2 copy.qcow2";
+    host.ok(&Command::script(copy))?;
     agent.ok(&["thaw"])?;
     ensure!(agent.ok(&["freeze-status"])? == "thawed");
+    agent.script("until agent exec -n -- sh -c 'mv /root/log /root/old'; do sleep 1; done")?;
+    agent.script("until agent exec -n -- test -s /root/log; do sleep 1; done")?;
+    agent.ok(&["exec", "-n", "--", "touch", "/root/enough"])?;
 
     agent.ok(&["freeze", "--thaw-after", "1"])?;
     let thawed = agent.script("until agent freeze-status | grep -q thawed; do sleep 1; done")?;
@@ -182,6 +194,7 @@ fn freezes(agent: &Machine<'_>) -> Result<()> {
     let sector = root.and_then(|root| root["start"].as_u64());
     let root = format!("raw?offset={}", sector.context("No root partition")? * 512);
     run(&format!("e2fsck -fn '{root}'"))?;
+    run(&format!("debugfs -R 'cat /root/log' '{root}' | grep :"))?;
     run(&format!(
         "debugfs -R 'cat /root/written' '{root}' | cmp - <(seq 200000)"
     ))?;
