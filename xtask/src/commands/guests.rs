@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use xtask::guests::{self, Cell, Guests};
 use xtask::kvm::{self, KvmVerdict};
@@ -54,15 +54,21 @@ impl GuestsCommand {
         let out = out.unwrap_or_else(|| workspace.join("docs"));
         let mut cells = guests::cells();
         cells.retain(|cell| self.wants(cell));
+        ensure!(!cells.is_empty(), "No guest is called that");
+        let known = guests::read(&out)?;
         if self.missing {
-            let known = guests::read(&out)?;
             cells.retain(|cell| {
                 let outcome = known.get(&cell.to_string());
-                outcome.is_none_or(|outcome| outcome.failure.is_some())
+                outcome.is_none_or(|outcome| outcome.boot.is_none())
             });
         }
         if self.list {
             cells.iter().for_each(|cell| println!("{cell}"));
+            return Ok(ExitCode::SUCCESS);
+        }
+        if cells.is_empty() {
+            note("none is missing; the page is written anew");
+            guests::write(&known, &out)?;
             return Ok(ExitCode::SUCCESS);
         }
         let edgevmm = match &self.edgevmm {

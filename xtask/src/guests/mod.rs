@@ -42,7 +42,7 @@ pub struct Outcome {
     pub load: f64,
     /// The start, if it went well.
     pub boot: Option<Boot>,
-    /// Why it did not.
+    /// Why the last try that went wrong did.
     pub failure: Option<String>,
 }
 
@@ -72,7 +72,6 @@ impl Guests {
     /// # Errors
     /// Results cannot be read or written. A cell that fails is no error.
     pub fn run(&self, cells: &[Cell]) -> Result<usize> {
-        ensure!(!cells.is_empty(), "No guest is called that");
         Images::of_this_user().ensure(Image::Firmware)?;
         let (date, commit) = self.origin()?;
         let queue = Mutex::new(cells.iter().enumerate());
@@ -92,7 +91,7 @@ impl Guests {
                     cells.len(),
                     line(cell, &outcome)
                 ));
-                if outcome.failure.is_some() {
+                if outcome.boot.is_none() {
                     *failed.lock().unwrap_or_else(PoisonError::into_inner) += 1;
                 }
                 let mut outcomes = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -136,7 +135,7 @@ impl Guests {
                 Ok(boot)
             });
             match boot {
-                Ok(boot) => (outcome.boot, outcome.failure) = (Some(boot), None),
+                Ok(boot) => outcome.boot = Some(boot),
                 Err(error) => {
                     let reason = format!("{error:#}");
                     if outcome.tries < TRIES {

@@ -151,7 +151,8 @@ fn remarks(text: &mut String, done: &[(Cell, &Outcome)]) {
             continue;
         };
         if outcome.tries > 1 {
-            lines.push(format!("- {cell} went well at the second try only."));
+            let why = reason(outcome);
+            lines.push(format!("- {cell} failed once, and not again: {why}"));
         }
         if let Some(left) = left(boot) {
             match declined.iter_mut().find(|(each, _)| *each == left) {
@@ -245,7 +246,10 @@ mod tests {
             ),
             (
                 "bookworm-cloud-gpt-ext4/bios/4".into(),
-                outcome(Some(boot("")), None),
+                Outcome {
+                    tries: 2,
+                    ..outcome(Some(boot("")), Some("It hung."))
+                },
             ),
             (
                 "bookworm-cloud-gpt-ext4/auto/1".into(),
@@ -259,6 +263,7 @@ mod tests {
             "| bookworm-cloud-gpt-ext4 | bios | 4 | 12.3 | 4,567 |",
             "| bookworm-cloud-gpt-ext4 | auto: bios | 1 | 12.3 | 4,567 |",
             "- bookworm-cloud-gpt-ext4/uefi/1 **fails**: The VMM ended. … said no\n",
+            "- bookworm-cloud-gpt-ext4/bios/4 failed once, and not again: It hung.\n",
             "- *fast* declines, left to bios: no file system it knows: bookworm-cloud-gpt-ext4.",
             "Made at abc (2026-01-31);",
         ] {
