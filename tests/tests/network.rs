@@ -161,3 +161,36 @@ fn a_network_is_booted_from() -> Result<()> {
         remove_tap(host)
     })
 }
+
+/// A tap in a network where nobody answers DHCP.
+#[test]
+fn a_guest_on_a_tap_gets_the_address_that_it_is_meant_to_have() -> Result<()> {
+    as_root(|host| {
+        host.ok(&Command::script(
+            "modprobe tun || true; ip tuntap add dev evmtap1 mode tap; \
+             ip address add 192.168.78.1/24 dev evmtap1; ip link set evmtap1 mtu 1400 up",
+        ))?;
+        let mut arguments = Guest::shell_arguments(host, "")?;
+        let machine = ["--cpus", "1", "--memory", "256M", "--net"];
+        arguments.extend(machine.map(String::from));
+        arguments.push(
+            "tap=evmtap1,address=192.168.78.9/24,gateway=192.168.78.1,dns=192.168.78.53".into(),
+        );
+        let mut guest = Guest::start(host, arguments)?;
+        guest.expect_shell()?;
+        let said = guest.sh("ifconfig eth0; route -n; cat /etc/resolv.conf")?;
+        for part in [
+            "192.168.78.9",
+            "MTU:1400",
+            "192.168.78.1 ",
+            "nameserver 192.168.78.53",
+        ] {
+            ensure!(said.contains(part), "No {part} in: {said}");
+        }
+        guest.sh("ping -c 1 192.168.78.1")?;
+        guest.type_in("poweroff -f\n")?;
+        guest.end(Limit::Boot)?.expect_code(0)?;
+        host.ok(&Command::script("ip link delete evmtap1"))?;
+        Ok(())
+    })
+}

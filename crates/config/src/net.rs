@@ -1,12 +1,13 @@
 //! Network interfaces.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::MacAddr;
+use crate::lease::{LeaseConfig, Network, RouteConfig};
 
 /// A network interface.
 ///
@@ -29,6 +30,8 @@ pub enum NetBackendConfig {
     Tap {
         /// Interface name.
         tap: String,
+        /// What the guest's DHCP client is told. If absent its questions go to the tap's network.
+        lease: Option<Box<LeaseConfig>>,
     },
     /// A network of its own behind the host's sockets, without privileges.
     User {
@@ -61,6 +64,9 @@ pub enum NetConfigError {
     /// Neither `type` nor `tap` is there.
     #[error("a network interface needs `type` (user, tap): write type=user or tap=NAME")]
     NoType,
+    /// Something to tell a DHCP client, but not its address.
+    #[error("`{0}` is told by DHCP together with an address: add address=10.42.0.7/24")]
+    NoAddress(&'static str),
     /// A tap interface lacks its name.
     #[error("a tap interface needs the name of its device: write tap=NAME")]
     NoTap,
@@ -91,6 +97,34 @@ pub(crate) struct FlatNet {
     mac: Option<MacAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
     bootindex: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<Network>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gateway: Option<Ipv4Addr>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    routes: Vec<RouteConfig>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    dns: Vec<Ipv4Addr>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    search: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hostname: Option<String>,
+}
+
+impl FlatNet {
+    /// The first of the keys that tell a DHCP client something.
+    fn told(&self) -> Option<&'static str> {
+        [
+            ("address", self.address.is_some()),
+            ("gateway", self.gateway.is_some()),
+            ("routes", !self.routes.is_empty()),
+            ("dns", !self.dns.is_empty()),
+            ("search", !self.search.is_empty()),
+            ("hostname", self.hostname.is_some()),
+        ]
+        .into_iter()
+        .find_map(|(key, given)| given.then_some(key))
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,13 +143,29 @@ impl TryFrom<FlatNet> for NetConfig {
         let backend = match flat.kind.or(implied).ok_or(NetConfigError::NoType)? {
             NetKind::Tap if !flat.forwards.is_empty() => return foreign("forwards", "tap"),
             NetKind::Tap if flat.host_loopback => return foreign("host_loopback", "tap"),
-            NetKind::Tap => NetBackendConfig::Tap {
-                tap: flat.tap.ok_or(NetConfigError::NoTap)?,
-            },
+            NetKind::Tap => {
+                let lease = match (flat.address, flat.told()) {
+                    (None, Some(key)) => return Err(NetConfigError::NoAddress(key)),
+                    (None, None) => None,
+                    (Some(address), _) => Some(Box::new(LeaseConfig {
+                        address,
+                        gateway: flat.gateway,
+                        routes: flat.routes,
+                        dns: flat.dns,
+                        search: flat.search,
+                        hostname: flat.hostname,
+                    })),
+                };
+                let tap = flat.tap.ok_or(NetConfigError::NoTap)?;
+                NetBackendConfig::Tap { tap, lease }
+            }
             NetKind::User if flat.tap.is_some() => return foreign("tap", "user"),
-            NetKind::User => NetBackendConfig::User {
-                forwards: flat.forwards,
-                host_loopback: flat.host_loopback,
+            NetKind::User => match flat.told() {
+                Some(key) => return foreign(key, "user"),
+                None => NetBackendConfig::User {
+                    forwards: flat.forwards,
+                    host_loopback: flat.host_loopback,
+                },
             },
         };
         Ok(Self {
@@ -134,11 +184,25 @@ impl From<NetConfig> for FlatNet {
             ..Self::default()
         };
         match net.backend {
-            NetBackendConfig::Tap { tap } => Self {
-                kind: Some(NetKind::Tap),
-                tap: Some(tap),
-                ..flat
-            },
+            NetBackendConfig::Tap { tap, lease } => {
+                let flat = Self {
+                    kind: Some(NetKind::Tap),
+                    tap: Some(tap),
+                    ..flat
+                };
+                match lease {
+                    None => flat,
+                    Some(lease) => Self {
+                        address: Some(lease.address),
+                        gateway: lease.gateway,
+                        routes: lease.routes,
+                        dns: lease.dns,
+                        search: lease.search,
+                        hostname: lease.hostname,
+                        ..flat
+                    },
+                }
+            }
             NetBackendConfig::User {
                 forwards,
                 host_loopback,
@@ -345,7 +409,8 @@ mod tests {
     #[test]
     fn json_is_flat_and_strict() {
         let net: NetConfig = serde_json::from_str(r#"{"tap":"tap0"}"#).unwrap();
-        assert_eq!(net.backend, NetBackendConfig::Tap { tap: "tap0".into() });
+        let (tap, lease) = ("tap0".into(), None);
+        assert_eq!(net.backend, NetBackendConfig::Tap { tap, lease });
         let text = serde_json::to_string(&net).unwrap();
         assert_eq!(text, r#"{"type":"tap","tap":"tap0"}"#);
         assert_eq!(serde_json::from_str::<NetConfig>(&text).unwrap(), net);
@@ -367,6 +432,9 @@ mod tests {
             r#"{"type":"user","tap":"tap0"}"#,
             r#"{"tap":"tap0","forwards":["2222:22"]}"#,
             r#"{"tap":"tap0","host_loopback":true}"#,
+            r#"{"tap":"tap0","gateway":"10.42.0.1"}"#,
+            r#"{"tap":"tap0","address":"10.42.0.7"}"#,
+            r#"{"type":"user","address":"10.42.0.7/24"}"#,
             r#"{"type":"user","speed":1}"#,
             r#"{"type":"bridge"}"#,
         ] {

@@ -329,8 +329,14 @@ fn check_nets(nets: &[NetConfig]) -> Result<(), ConfigError> {
     for net in nets {
         macs.add(net.mac)?;
         match &net.backend {
-            NetBackendConfig::Tap { tap } => {
+            NetBackendConfig::Tap { tap, lease } => {
                 check_tap(tap)?;
+                let lease = lease.as_deref();
+                let search = lease.into_iter().flat_map(|lease| &lease.search);
+                let hostname = lease.and_then(|lease| lease.hostname.as_ref());
+                search
+                    .chain(hostname)
+                    .try_for_each(|name| check_hostname(name))?;
                 taps.add(Some(tap.as_str()))?;
             }
             NetBackendConfig::User { forwards: more, .. } => {
@@ -376,9 +382,11 @@ fn check_cloud_init(seed: &CloudInitConfig) -> Result<(), ConfigError> {
         path.as_deref()
             .map_or(Ok(()), |path| check_path(what, path))?;
     }
-    let Some(hostname) = &seed.hostname else {
-        return Ok(());
-    };
+    seed.hostname.as_deref().map_or(Ok(()), check_hostname)
+}
+
+/// A hostname's labels, and with dots between them a domain's too.
+fn check_hostname(hostname: &str) -> Result<(), ConfigError> {
     let label = |label: &str| {
         let inner = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
         (1..=63).contains(&label.len())
@@ -474,6 +482,10 @@ mod tests {
                 "{boot: {kernel: k}, nets: [{type: user, forwards: ['80:80']}, \
                  {type: user, forwards: ['127.0.0.1:80:81']}]}",
                 "127.0.0.1:80:81 is there twice",
+            ),
+            (
+                "{boot: {kernel: k}, nets: [{tap: a, address: 10.0.0.2/24, search: [a..b]}]}",
+                "a..b",
             ),
             (
                 "{boot: {kernel: k}, cloud_init: {hostname: -a}}",

@@ -138,7 +138,10 @@ fn cpus_and_memory() {
 fn nets() {
     assert_eq!("user".parse(), Ok(NetConfig::user()));
     let mac = Some(MacAddr([0x52, 0x54, 0, 0, 0, 1]));
-    let backend = NetBackendConfig::Tap { tap: "tap0".into() };
+    let backend = NetBackendConfig::Tap {
+        tap: "tap0".into(),
+        lease: None,
+    };
     assert_eq!(
         "tap=tap0,mac=52:54:00:00:00:01".parse(),
         Ok(NetConfig {
@@ -147,6 +150,20 @@ fn nets() {
             bootindex: None
         })
     );
+    let leased: NetConfig = "tap=tap0,address=10.42.0.7/24,gateway=10.42.0.1,dns=10.43.0.10,\
+                             routes=10.42.0.0/16@10.42.0.1,search=a,search=b,hostname=till"
+        .parse()
+        .unwrap();
+    let NetBackendConfig::Tap {
+        lease: Some(lease), ..
+    } = &leased.backend
+    else {
+        panic!()
+    };
+    assert_eq!(lease.address.to_string(), "10.42.0.7/24");
+    assert_eq!((lease.routes.len(), lease.search.len()), (1, 2));
+    let text = serde_json::to_string(&leased).unwrap();
+    assert_eq!(serde_json::from_str::<NetConfig>(&text).unwrap(), leased);
     let net: NetConfig = "user,forwards=2222:22,forwards=udp:53:53,host_loopback"
         .parse()
         .unwrap();

@@ -11,6 +11,7 @@ pub mod disks;
 mod firmware_data;
 mod functions;
 pub mod identity;
+mod lease;
 mod legacy;
 mod network;
 mod state;

@@ -16,6 +16,7 @@ use uuid::Uuid;
 use vm_memory::VolatileSlice;
 
 use super::identity;
+use super::lease::{self, LeasedTap};
 
 /// MTU of user networks, the largest that passt takes: it has no other way to move much at once.
 ///
@@ -112,10 +113,17 @@ pub(super) fn open(
     let mut helpers = Vec::new();
     for (index, net) in config.nets.iter().enumerate() {
         let (backend, mtu): (Box<dyn NetBackend>, _) = match &net.backend {
-            NetBackendConfig::Tap { tap } => {
+            NetBackendConfig::Tap { tap, lease } => {
                 let (backend, mtu) =
                     open_tap(tap).map_err(|source| NetworkError::Tap { index, source })?;
-                (Box::new(backend), Some(mtu))
+                let mac = net.mac.unwrap_or_else(|| identity::mac(uuid, index));
+                match lease {
+                    None => (Box::new(backend), Some(mtu)),
+                    Some(lease) => {
+                        let responder = lease::responder(lease, mac, mtu);
+                        (Box::new(LeasedTap::new(backend, responder)), Some(mtu))
+                    }
+                }
             }
             NetBackendConfig::User {
                 forwards,
@@ -199,7 +207,7 @@ fn to_forwards(index: usize, forwards: &[PortForward]) -> Result<Vec<Forward>, N
 
 /// A tap as the host end of an interface.
 #[derive(Debug)]
-struct TapBackend(Tap);
+pub(super) struct TapBackend(Tap);
 
 impl NetBackend for TapBackend {
     fn poll_fd(&self) -> BorrowedFd<'_> {
@@ -282,7 +290,10 @@ mod tests {
     }
 
     fn tap(name: &str) -> NetConfig {
-        let backend = NetBackendConfig::Tap { tap: name.into() };
+        let backend = NetBackendConfig::Tap {
+            tap: name.into(),
+            lease: None,
+        };
         NetConfig {
             backend,
             mac: None,

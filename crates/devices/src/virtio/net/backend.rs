@@ -53,6 +53,12 @@ pub trait NetBackend: Send + Debug {
     /// Fails when the backend is gone.
     fn recv(&mut self, parts: &[VolatileSlice<'_>]) -> io::Result<Option<usize>>;
 
+    /// Whether [`NetBackend::recv`] has a frame of the backend's own, of which the descriptor says
+    /// nothing. Only [`NetBackend::send`] brings one about.
+    fn has_own_frame(&self) -> bool {
+        false
+    }
+
     /// Sends the frame in `parts`, behind its header if there is one. False means that it can't be
     /// taken now and must be offered again. A frame that the host refuses counts as sent.
     ///

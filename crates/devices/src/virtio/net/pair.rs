@@ -81,6 +81,12 @@ impl Pair {
         };
         let progress = tx.send(&mut *self.backend, self.alive, &self.shared.stats)?;
         self.tx_waits = progress == Progress::Blocked || (self.alive && !self.backend.flush()?);
+        // Without buffers for it, the driver's next ones bring this about.
+        if let Some(rx) = self.rx.as_ref().filter(|_| self.rx_open && self.alive)
+            && self.backend.has_own_frame()
+        {
+            rx.come_again();
+        }
         Ok(())
     }
 

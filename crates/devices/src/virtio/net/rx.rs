@@ -161,9 +161,14 @@ impl RxQueue {
                 self.deliver(len)?;
             }
         }
-        // Frames that the backend holds itself don't make its descriptor readable.
-        let _ = self.ring.kick().write(1);
+        self.come_again();
         Ok(RxProgress::BudgetSpent)
+    }
+
+    /// Has the device thread come back to this queue: frames that the backend holds itself don't
+    /// make its descriptor readable.
+    pub(super) fn come_again(&self) {
+        let _ = self.ring.kick().write(1);
     }
 
     /// Receives a frame into the guest's buffers. Returns its length with the header.
