@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
-use edgevmm_e2e::{Command, Guest, Host, Image, Limit, SMALL, image, on_host, on_this_machine};
+use edgevmm_e2e::{
+    Command, Guest, Host, Image, Limit, SMALL, as_root, image, on_host, on_this_machine,
+};
 
 /// SIGTERM presses the power button.
 const TERMINATE: i32 = 15;
@@ -135,6 +137,28 @@ fn files_that_are_no_firmware_are_refused() -> Result<()> {
             &["--firmware", "bios", "--uefi", &uefi],
             &["--uefi", "leave out"],
         )
+    })
+}
+
+/// Where packages put firmware, hidden from the command that follows.
+const HIDE: &str = "for dir in /usr/share/{seabios,OVMF,cloudhv-efi-x86-64}; do \
+    test ! -d $dir || mount -t tmpfs none $dir; done; exec \"$@\"";
+
+#[test]
+fn missing_firmware_names_its_package() -> Result<()> {
+    as_root(|host| {
+        host.ok(&Command::script("truncate -s 1M disk.raw"))?;
+        for (firmware, package) in [("bios", "seabios"), ("uefi", "ovmf")] {
+            let run = ["run", "--net", "none", "--firmware", firmware, "disk.raw"];
+            let hidden = Command::new("unshare").args(["-m", "bash", "-ec", HIDE, "bash"]);
+            let output = host.run(&hidden.wrapping(&host.edgevmm(run)))?;
+            let install = format!("install it with apt install {package}");
+            ensure!(
+                output.code != 0 && output.stderr.contains(&install),
+                "{output:?}"
+            );
+        }
+        Ok(())
     })
 }
 
