@@ -1,0 +1,217 @@
+//! Annotations `edgevmm.io/*` of a pod: what a pod's specification has no field for.
+
+use std::collections::BTreeMap;
+
+use edgevmm_config::{ByteSize, DiskBus, FirmwareChoice};
+
+/// What all of ours begin with.
+const PREFIX: &str = "edgevmm.io/";
+/// Names after the prefix, in the order in which messages list them.
+const NAMES: [&str; 8] = [
+    "cmdline", "cpus", "disk", "disk-bus", "firmware", "initrd", "kernel", "memory",
+];
+
+/// What annotations ask for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Annotations {
+    /// Guest memory; what the container's limit leaves when absent.
+    pub memory: Option<ByteSize>,
+    /// Number of vCPUs; what the container may use when absent.
+    pub cpus: Option<u8>,
+    /// Name of the image in the container image's folder /disk.
+    pub disk: Option<String>,
+    /// How the guest reaches it.
+    pub disk_bus: Option<DiskBus>,
+    /// What boots it.
+    pub firmware: Option<FirmwareChoice>,
+    /// Absolute path of a kernel in the container image.
+    pub kernel: Option<String>,
+    /// Absolute path of its initial RAM disk.
+    pub initrd: Option<String>,
+    /// Its command line.
+    pub cmdline: Option<String>,
+}
+
+/// Why annotations make no machine.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AnnotationError {
+    /// There is none of that name.
+    #[error("There is no annotation `{PREFIX}{0}`: use one of {list}", list = NAMES.join(", "))]
+    Unknown(String),
+    /// The value can't be one.
+    #[error("`{value}` is no value for the annotation `{PREFIX}{name}`: {expected}")]
+    Value {
+        /// Name after the prefix.
+        name: String,
+        /// The value.
+        value: String,
+        /// What to write.
+        expected: &'static str,
+    },
+    /// A kernel's companion came without it.
+    #[error("The annotation `{PREFIX}{0}` needs `{PREFIX}kernel` to go with it")]
+    NoKernel(&'static str),
+}
+
+impl Annotations {
+    /// Reads ours among all annotations of a container.
+    ///
+    /// # Errors
+    ///
+    /// Names the one that is unknown or has a wrong value.
+    pub fn parse(all: &BTreeMap<String, String>) -> Result<Self, AnnotationError> {
+        let mut ours = Self::default();
+        for (key, value) in all {
+            if let Some(name) = key.strip_prefix(PREFIX) {
+                ours.set(name, value)?;
+            }
+        }
+        if ours.kernel.is_none() {
+            let initrd = ours.initrd.as_ref().map(|_| "initrd");
+            let cmdline = ours.cmdline.as_ref().map(|_| "cmdline");
+            if let Some(name) = initrd.or(cmdline) {
+                return Err(AnnotationError::NoKernel(name));
+            }
+        }
+        Ok(ours)
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Result<(), AnnotationError> {
+        let wrong = |expected| AnnotationError::Value {
+            name: name.to_owned(),
+            value: value.chars().take(100).collect(),
+            expected,
+        };
+        match name {
+            "memory" => {
+                let size = value.parse();
+                self.memory = Some(size.map_err(|_| wrong("write a size, like 512M"))?);
+            }
+            "cpus" => {
+                let count = value.parse().ok().filter(|count| *count > 0);
+                self.cpus = Some(count.ok_or_else(|| wrong("write a number of vCPUs, like 2"))?);
+            }
+            "disk" => self.disk = Some(file_name(value).ok_or_else(|| wrong(DISK))?),
+            "disk-bus" => {
+                self.disk_bus = Some(match value {
+                    "virtio" => DiskBus::Virtio,
+                    "sata" => DiskBus::Sata,
+                    _ => return Err(wrong("write virtio or sata")),
+                });
+            }
+            "firmware" => {
+                let choice = [
+                    FirmwareChoice::Auto,
+                    FirmwareChoice::Bios,
+                    FirmwareChoice::Uefi,
+                    FirmwareChoice::Fast,
+                ];
+                let choice = choice.into_iter().find(|choice| choice.name() == value);
+                let expected = "write auto, bios, uefi or fast";
+                self.firmware = Some(choice.ok_or_else(|| wrong(expected))?);
+            }
+            "kernel" => self.kernel = Some(path(value).ok_or_else(|| wrong(PATH))?),
+            "initrd" => self.initrd = Some(path(value).ok_or_else(|| wrong(PATH))?),
+            "cmdline" => self.cmdline = Some(value.to_owned()),
+            _ => {
+                let name = name.chars().take(100).collect();
+                return Err(AnnotationError::Unknown(name));
+            }
+        }
+        Ok(())
+    }
+}
+
+const DISK: &str = "write the name of a file in the image's folder /disk, like disk.qcow2";
+const PATH: &str = "write the absolute path of a file in the container image, like /boot/vmlinuz";
+
+/// A name that leads nowhere else.
+fn file_name(value: &str) -> Option<String> {
+    let plain = !value.is_empty() && value != "." && value != "..";
+    (plain && !value.contains(['/', '\0'])).then(|| value.to_owned())
+}
+
+fn path(value: &str) -> Option<String> {
+    let inner = value.strip_prefix('/')?;
+    let plain = inner.split('/').all(|part| file_name(part).is_some());
+    plain.then(|| value.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(pairs: &[(&str, &str)]) -> Result<Annotations, AnnotationError> {
+        let pairs = pairs.iter();
+        let pairs = pairs.map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        Annotations::parse(&pairs.collect())
+    }
+
+    #[test]
+    fn all_are_read_and_foreign_ones_are_left_alone() {
+        let annotations = parse(&[
+            ("edgevmm.io/memory", "512M"),
+            ("edgevmm.io/cpus", "2"),
+            ("edgevmm.io/disk", "a.qcow2"),
+            ("edgevmm.io/disk-bus", "sata"),
+            ("edgevmm.io/firmware", "uefi"),
+            ("edgevmm.io/kernel", "/boot/vmlinuz"),
+            ("edgevmm.io/initrd", "/boot/initrd"),
+            ("edgevmm.io/cmdline", "console=ttyS0"),
+            ("io.kubernetes.cri.container-type", "sandbox"),
+        ]);
+        let expected = Annotations {
+            memory: Some(ByteSize::mib(512)),
+            cpus: Some(2),
+            disk: Some("a.qcow2".to_owned()),
+            disk_bus: Some(DiskBus::Sata),
+            firmware: Some(FirmwareChoice::Uefi),
+            kernel: Some("/boot/vmlinuz".to_owned()),
+            initrd: Some("/boot/initrd".to_owned()),
+            cmdline: Some("console=ttyS0".to_owned()),
+        };
+        assert_eq!(annotations, Ok(expected));
+    }
+
+    #[test]
+    fn unknown_ones_are_named() {
+        let error = parse(&[("edgevmm.io/memroy", "1G")]).unwrap_err();
+        assert!(error.to_string().contains("`edgevmm.io/memroy`"), "{error}");
+        for name in NAMES {
+            assert!(error.to_string().contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn wrong_values_are_told_with_what_is_right() {
+        for (name, value) in [
+            ("memory", "much"),
+            ("cpus", "0"),
+            ("cpus", "256"),
+            ("disk", "../a"),
+            ("disk", ".."),
+            ("disk-bus", "ide"),
+            ("firmware", "none"),
+            ("kernel", "boot/vmlinuz"),
+            ("kernel", "/boot/../../etc/shadow"),
+            ("initrd", "/"),
+        ] {
+            let error = parse(&[(&format!("edgevmm.io/{name}"), value)]).unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains(name) && text.contains("write "), "{text}");
+        }
+        let error = parse(&[("edgevmm.io/initrd", "/i")]);
+        assert_eq!(error, Err(AnnotationError::NoKernel("initrd")));
+    }
+
+    proptest! {
+        #[test]
+        fn no_value_panics(index in 0..NAMES.len(), value: String) {
+            let key = format!("edgevmm.io/{}", NAMES[index]);
+            let _ = parse(&[(&key, &value)]);
+        }
+    }
+}

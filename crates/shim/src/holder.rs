@@ -1,0 +1,155 @@
+//! The process that stands for a container: it joins the container's control group and namespaces,
+//! waits, and becomes the VMM when it is told to. That of a pod's sandbox only waits.
+//!
+//! It is this program again (`hold`), as entering namespaces between fork and exec would need code
+//! that must not allocate. It ends when the daemon does.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, Write};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
+
+use crate::Failure;
+
+/// What the holder answers when it is in its place.
+pub const READY: &str = "ready";
+/// What it is told to become the VMM.
+pub const START: &str = "start";
+
+/// What a holder does.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Files that it writes itself to, to join control groups.
+    pub cgroups: Vec<PathBuf>,
+    /// Network namespace to join.
+    pub network: Option<PathBuf>,
+    /// Whether to make a network namespace.
+    pub new_network: bool,
+    /// Host name of a pod, for which namespaces of its own are made.
+    pub hostname: Option<String>,
+    /// What to become; the holder of a sandbox becomes nothing.
+    pub vmm: Option<Vmm>,
+}
+
+/// A VMM to be started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vmm {
+    /// The program.
+    pub program: PathBuf,
+    /// The machine's configuration.
+    pub config: PathBuf,
+    /// Folder of machines' sockets.
+    pub machines: PathBuf,
+    /// FIFO of the console's input; none when empty.
+    pub stdin: PathBuf,
+    /// FIFO or file of the console's output; none when empty.
+    pub stdout: PathBuf,
+}
+
+/// Is a holder: reads its plan from standard input, and after that the word to start.
+///
+/// # Errors
+///
+/// When it can't be what the plan says; the daemon is told.
+pub fn run() -> Result<(), Failure> {
+    let mut lines = io::stdin().lock();
+    let mut line = String::new();
+    lines.read_line(&mut line)?;
+    let plan: Plan = serde_json::from_str(&line)?;
+    enter(&plan)?;
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{READY}")?;
+    stdout.flush()?;
+    line.clear();
+    // The end of input is the end of the daemon.
+    lines.read_line(&mut line)?;
+    match plan.vmm {
+        Some(vmm) if line.trim_end() == START => Err(become_vmm(&vmm)),
+        _ => Ok(()),
+    }
+}
+
+/// Goes to where the plan says.
+fn enter(plan: &Plan) -> Result<(), Failure> {
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    nix::unistd::setsid()?;
+    for file in &plan.cgroups {
+        fs::write(file, "0").map_err(|error| {
+            format!(
+                "Can't join the control group of {}: {error}",
+                file.display()
+            )
+        })?;
+    }
+    if let Some(path) = &plan.network {
+        let joined =
+            File::open(path).and_then(|namespace| Ok(setns(namespace, CloneFlags::CLONE_NEWNET)?));
+        joined.map_err(|error| {
+            format!(
+                "Can't join the network namespace {}: {error}",
+                path.display()
+            )
+        })?;
+    }
+    let mut new = CloneFlags::empty();
+    new.set(CloneFlags::CLONE_NEWNET, plan.new_network);
+    new.set(
+        CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC,
+        plan.hostname.is_some(),
+    );
+    unshare(new)?;
+    if let Some(hostname) = &plan.hostname {
+        nix::unistd::sethostname(hostname)?;
+    }
+    Ok(std::env::set_current_dir("/")?)
+}
+
+/// Becomes the VMM; returns only why not.
+fn become_vmm(vmm: &Vmm) -> Failure {
+    let open = || -> io::Result<(Stdio, Stdio)> { Ok((input(&vmm.stdin)?, output(&vmm.stdout)?)) };
+    let (stdin, stdout) = match open() {
+        Ok(streams) => streams,
+        Err(error) => return format!("Can't open the console's streams: {error}").into(),
+    };
+    let error = Command::new(&vmm.program)
+        .arg("run")
+        .arg("--config")
+        .arg(&vmm.config)
+        .env_clear()
+        .env(
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        )
+        .env("EDGEVMM_RUNTIME_DIR", &vmm.machines)
+        .stdin(stdin)
+        .stdout(stdout)
+        .exec();
+    format!("Can't start {}: {error}", vmm.program.display()).into()
+}
+
+/// A FIFO is opened for both directions: then it never ends while others come and go.
+fn input(path: &PathBuf) -> io::Result<Stdio> {
+    if path.as_os_str().is_empty() {
+        return Ok(Stdio::null());
+    }
+    Ok(OpenOptions::new().read(true).write(true).open(path)?.into())
+}
+
+/// As [`input`]: a VMM whose reader is gone for a while gets no error. Files grow.
+fn output(path: &PathBuf) -> io::Result<Stdio> {
+    if path.as_os_str().is_empty() {
+        return Ok(Stdio::null());
+    }
+    let mut options = OpenOptions::new();
+    Ok(options
+        .read(true)
+        .append(true)
+        .create(true)
+        .open(path)?
+        .into())
+}

@@ -1,0 +1,198 @@
+//! What the shim reads of a container's OCI runtime specification (1.2, config.json).
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// Longest config.json that is read, in bytes.
+const MAX_SPEC: u64 = 4 << 20;
+/// Annotation by which CRI tells a pod's sandbox from its containers.
+const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+/// Annotation with the ID of a container's sandbox.
+const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+
+/// Why there is no specification.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// The file can't be read.
+    #[error("Can't read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// It is none.
+    #[error("{} is not an OCI runtime specification", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+}
+
+/// A container.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Spec {
+    /// Its root file system.
+    pub root: Root,
+    /// Host name.
+    pub hostname: String,
+    /// What others tell of it.
+    pub annotations: BTreeMap<String, String>,
+    /// What is Linux's.
+    pub linux: Linux,
+}
+
+/// A root file system.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Root {
+    /// Absolute, or relative to the bundle.
+    pub path: PathBuf,
+}
+
+/// What is Linux's.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Linux {
+    /// Where the control group is.
+    pub cgroups_path: String,
+    /// Namespaces to join or make.
+    pub namespaces: Vec<Namespace>,
+    /// Limits.
+    pub resources: Resources,
+}
+
+/// A namespace.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Namespace {
+    /// `network`, `uts`, `ipc` and others.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// That of a process or a mount; a new one when absent.
+    pub path: Option<PathBuf>,
+}
+
+/// Limits of a control group.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Resources {
+    /// Memory.
+    pub memory: Memory,
+    /// Processors.
+    pub cpu: Cpu,
+    /// Number of processes.
+    pub pids: Pids,
+}
+
+/// Limits of memory.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Memory {
+    /// In bytes; none when absent or not positive.
+    pub limit: Option<i64>,
+}
+
+/// Limits of processors.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Cpu {
+    /// Weight, 1024 for one processor.
+    pub shares: Option<u64>,
+    /// Microseconds in each period; none when absent or not positive.
+    pub quota: Option<i64>,
+    /// Microseconds.
+    pub period: Option<u64>,
+}
+
+/// Limits of processes.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Pids {
+    /// None when absent or not positive.
+    pub limit: Option<i64>,
+}
+
+impl Memory {
+    /// The limit in bytes, if there is one.
+    pub fn bytes(&self) -> Option<u64> {
+        let limit = u64::try_from(self.limit?).ok()?;
+        // cgroup v1 writes "none" as the largest number of pages.
+        (limit > 0 && limit < 1 << 60).then_some(limit)
+    }
+}
+
+impl Spec {
+    /// Reads the specification in a bundle.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub fn read(bundle: &Path) -> Result<Self, SpecError> {
+        let path = bundle.join("config.json");
+        let mut text = Vec::new();
+        let read = File::open(&path).and_then(|file| file.take(MAX_SPEC).read_to_end(&mut text));
+        if let Err(source) = read {
+            return Err(SpecError::Read { path, source });
+        }
+        serde_json::from_slice(&text).map_err(|source| SpecError::Parse { path, source })
+    }
+
+    /// Whether it is a pod's sandbox.
+    pub fn is_sandbox(&self) -> bool {
+        self.annotations.get(CONTAINER_TYPE).map(String::as_str) == Some("sandbox")
+    }
+
+    /// ID of the sandbox, if there is one.
+    pub fn sandbox_id(&self) -> Option<&str> {
+        self.annotations.get(SANDBOX_ID).map(String::as_str)
+    }
+
+    /// The namespace of a kind.
+    pub fn namespace(&self, kind: &str) -> Option<&Namespace> {
+        self.linux
+            .namespaces
+            .iter()
+            .find(|namespace| namespace.kind == kind)
+    }
+
+    /// The root file system's folder.
+    pub fn root(&self, bundle: &Path) -> PathBuf {
+        bundle.join(&self.root.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_cri_writes_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = r#"{"ociVersion":"1.0.2","root":{"path":"rootfs","readonly":true},"hostname":"p",
+            "annotations":{"io.kubernetes.cri.container-type":"container",
+            "io.kubernetes.cri.sandbox-id":"s1"},"linux":{"cgroupsPath":"/k/p/c",
+            "resources":{"memory":{"limit":268435456,"swap":268435456},
+            "cpu":{"shares":512,"quota":-1,"period":100000},"devices":[{"allow":false}]},
+            "namespaces":[{"type":"pid"},{"type":"network","path":"/proc/7/ns/net"}]}}"#;
+        std::fs::write(folder.path().join("config.json"), text).unwrap();
+        let spec = Spec::read(folder.path()).unwrap();
+        assert!(!spec.is_sandbox());
+        assert_eq!(spec.sandbox_id(), Some("s1"));
+        assert_eq!(spec.root(folder.path()), folder.path().join("rootfs"));
+        assert_eq!(spec.linux.resources.memory.bytes(), Some(256 << 20));
+        let network = spec.namespace("network").unwrap();
+        assert_eq!(network.path.as_deref(), Some(Path::new("/proc/7/ns/net")));
+        for limit in [None, Some(-1), Some(0), Some(0x7fff_ffff_ffff_f000)] {
+            assert_eq!(Memory { limit }.bytes(), None);
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! `start`: makes sure that a daemon serves the pod, and prints its address.
+
+use std::fs::{self, DirBuilder};
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use uuid::Uuid;
+
+use crate::Failure;
+use crate::bootstrap::Bootstrap;
+use crate::cli::Cli;
+use crate::spec::Spec;
+
+/// File in the bundle with the daemon's address, which containerd 1.6 reads after its restart.
+pub const ADDRESS_FILE: &str = "address";
+/// Times that a socket is taken from a dead daemon while others try the same.
+const BIND_ATTEMPTS: u32 = 8;
+
+/// Starts a daemon, or finds the one of the container's pod.
+///
+/// # Errors
+///
+/// When there is no bundle in the current folder, or no socket can be made.
+pub fn run(cli: &Cli) -> Result<(), Failure> {
+    let bootstrap = Bootstrap::read(io::stdin().lock(), cli)?;
+    let bundle = std::env::current_dir()?;
+    let spec = Spec::read(&bundle)?;
+    let group = spec.sandbox_id().unwrap_or(&cli.id);
+    let socket = socket_path(&bootstrap.socket_dir(), cli, group);
+    let address = format!("unix://{}", socket.display());
+    if let Some(listener) = listen(&socket)? {
+        spawn(cli, &socket, listener, &bundle).inspect_err(|_| {
+            let _ = fs::remove_file(&socket);
+        })?;
+    }
+    fs::write(bundle.join(ADDRESS_FILE), &address)?;
+    io::stdout().write_all(&bootstrap.reply(&address))?;
+    Ok(())
+}
+
+/// Where the daemon of a group of containers listens. Paths of sockets are short, so all that makes
+/// a group unique is in a hash.
+fn socket_path(folder: &Path, cli: &Cli, group: &str) -> PathBuf {
+    let key = format!("{}\n{}\n{group}", cli.address, cli.namespace);
+    let hash = Uuid::new_v5(&Uuid::NAMESPACE_URL, key.as_bytes());
+    folder.join(hash.simple().to_string())
+}
+
+/// Listens at `path`. `None` when a living daemon does so already.
+fn listen(path: &Path) -> io::Result<Option<UnixListener>> {
+    if let Some(folder) = path.parent() {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(folder)?;
+    }
+    for _ in 0..BIND_ATTEMPTS {
+        match UnixListener::bind(path) {
+            Ok(listener) => {
+                fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+                return Ok(Some(listener));
+            }
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            Err(error) => return Err(error),
+        }
+        if UnixStream::connect(path).is_ok() {
+            return Ok(None);
+        }
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Err(io::ErrorKind::AddrInUse.into())
+}
+
+/// Starts the daemon with the socket as its standard input.
+fn spawn(cli: &Cli, socket: &Path, listener: UnixListener, bundle: &Path) -> io::Result<()> {
+    let child = Command::new("/proc/self/exe")
+        .arg0(std::env::args_os().next().unwrap_or_default())
+        .args(["-namespace", &cli.namespace, "-address", &cli.address])
+        .args(["-id", &cli.id, "-socket"])
+        .arg(socket)
+        .arg("daemon")
+        .current_dir(bundle)
+        .stdin(OwnedFd::from(listener))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()?;
+    // Refused where privileges are missing; then the daemon is as easy a victim as containerd.
+    let _ = protect(child.id());
+    Ok(())
+}
+
+/// Makes the out-of-memory killer take the daemon after its containers, as containerd's own shims
+/// do: by one step easier than containerd.
+fn protect(pid: u32) -> io::Result<()> {
+    let parent = nix::unistd::getppid();
+    let score = fs::read_to_string(format!("/proc/{parent}/oom_score_adj"))?;
+    let score: i32 = score.trim().parse().map_err(io::Error::other)?;
+    let score = score.saturating_add(1).min(1000);
+    fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_dead_daemon_gives_its_socket_up_and_a_living_one_keeps_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s/socket");
+        let living = listen(&path).unwrap().unwrap();
+        assert!(listen(&path).unwrap().is_none());
+        drop(living);
+        assert!(listen(&path).unwrap().is_some());
+    }
+}

@@ -1,0 +1,216 @@
+//! One container: the sandbox of a pod, or a machine.
+
+use std::sync::{Mutex, PoisonError};
+
+use nix::libc;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::AsyncWriteExt;
+use tokio::process::ChildStdin;
+use tokio::sync::watch;
+
+use super::spawn::{Spawned, Tail};
+use super::state::{Action, Exit, State};
+use crate::cgroup::Cgroup;
+use crate::holder;
+use crate::machine::guest_memory;
+use crate::process::Process;
+use crate::proto::task::CreateRequest;
+use crate::record::Record;
+use crate::spec::Resources;
+use crate::ttrpc::{CallError, Code};
+use crate::vmm::Vmm;
+
+/// Signals that do nothing to a process which does not expect them.
+const HARMLESS: [i32; 5] = [
+    0,
+    libc::SIGCHLD,
+    libc::SIGCONT,
+    libc::SIGURG,
+    libc::SIGWINCH,
+];
+
+/// A machine.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// Its VMM.
+    pub vmm: Vmm,
+    /// Its memory in bytes.
+    pub memory: u64,
+}
+
+/// A container.
+#[derive(Debug)]
+pub struct Container {
+    /// What it was made from.
+    pub request: CreateRequest,
+    /// What it has on the host.
+    pub record: Record,
+    /// Its control group.
+    pub cgroup: Cgroup,
+    /// Its process.
+    pub process: Process,
+    /// The machine; a sandbox has none.
+    pub machine: Option<Machine>,
+    /// What its process says.
+    pub tail: Tail,
+    /// How its process ended.
+    pub exited: watch::Receiver<Option<u32>>,
+    /// Starts it.
+    stdin: Mutex<Option<ChildStdin>>,
+    state: watch::Sender<State>,
+    /// Held by whoever changes the state, but for the end of the process.
+    pub changes: tokio::sync::Mutex<()>,
+}
+
+impl Container {
+    /// A container whose process is `spawned`.
+    pub fn new(
+        request: CreateRequest,
+        record: Record,
+        cgroup: Cgroup,
+        machine: Option<Machine>,
+        spawned: Spawned,
+    ) -> Self {
+        Self {
+            request,
+            record,
+            cgroup,
+            machine,
+            process: spawned.process,
+            tail: spawned.tail,
+            exited: spawned.exited,
+            stdin: Mutex::new(Some(spawned.stdin)),
+            state: watch::Sender::new(State::Created),
+            changes: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Its state.
+    pub fn state(&self) -> State {
+        self.state.borrow().clone()
+    }
+
+    /// Changes its state. One that has ended stays so.
+    pub fn set_state(&self, to: State) {
+        self.state.send_if_modified(|state| {
+            let changes = state.exit().is_none();
+            if changes {
+                *state = to;
+            }
+            changes
+        });
+    }
+
+    /// Waits until it has ended.
+    pub async fn ended(&self) -> Exit {
+        let mut states = self.state.subscribe();
+        let state = states.wait_for(|state| state.exit().is_some()).await;
+        let exit = state.ok().and_then(|state| state.exit().cloned());
+        // The sender is here, so it can't be gone.
+        exit.unwrap_or_else(|| Exit {
+            status: 255,
+            at: crate::proto::now(),
+        })
+    }
+
+    /// Lets it run.
+    ///
+    /// # Errors
+    ///
+    /// When it is not in a state for it, or its VMM ends. Then its process is ended.
+    pub async fn start(&self) -> Result<(), CallError> {
+        self.state().allows(Action::Start)?;
+        if let Some(machine) = &self.machine {
+            let stdin = self
+                .stdin
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            if let Some(mut stdin) = stdin {
+                // An error means that the process has ended, which is seen next.
+                let word = format!("{}\n", holder::START);
+                let _ = stdin.write_all(word.as_bytes()).await;
+            }
+            if !machine.vmm.started(self.exited.clone()).await {
+                self.process.kill();
+                let text = self.tail.text("the VMM ended without a word");
+                return Err(CallError::new(Code::Unknown, text));
+            }
+        }
+        self.set_state(State::Running);
+        Ok(())
+    }
+
+    /// Sends it a signal. SIGKILL ends a machine, all others that would end a process press its
+    /// power button.
+    ///
+    /// # Errors
+    ///
+    /// When it has ended, or its VMM can't be told.
+    pub async fn kill(&self, signal: u32) -> Result<(), CallError> {
+        let state = self.state();
+        state.allows(Action::Control)?;
+        let signal = i32::try_from(signal).unwrap_or(i32::MAX);
+        if HARMLESS.contains(&signal) {
+            return Ok(());
+        }
+        if !(1..=64).contains(&signal) {
+            let message = format!("There is no signal {signal}");
+            return Err(CallError::new(Code::InvalidArgument, message));
+        }
+        match &self.machine {
+            Some(machine) if signal != libc::SIGKILL && state != State::Created => {
+                machine.vmm.press_power_button().await
+            }
+            None if signal == libc::SIGTERM && self.process.is_alive() => {
+                let pid = Pid::from_raw(self.process.pid);
+                kill(pid, Signal::SIGTERM)
+                    .map_err(|error| CallError::new(Code::Unknown, error.to_string()))
+            }
+            _ => {
+                self.process.kill();
+                Ok(())
+            }
+        }
+    }
+
+    /// The machine, for what a sandbox can't do.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or `action` does not fit its state.
+    pub fn machine(&self, action: Action) -> Result<&Machine, CallError> {
+        self.state().allows(action)?;
+        self.machine.as_ref().ok_or_else(|| {
+            let message = "A pod's sandbox runs nothing that could do this";
+            CallError::new(Code::Unimplemented, message)
+        })
+    }
+
+    /// Changes its limits. A guest never loses memory that it may use: under a smaller limit it is
+    /// asked to do with less, and the group's limit stays. Returns what there is to tell of it.
+    ///
+    /// # Errors
+    ///
+    /// When it has ended.
+    pub async fn update(&self, mut resources: Resources) -> Result<Vec<String>, CallError> {
+        self.state().allows(Action::Control)?;
+        let mut notes = Vec::new();
+        if let (Some(machine), Some(limit)) = (&self.machine, resources.memory.bytes()) {
+            let left = guest_memory(limit);
+            if let Err(error) = machine.vmm.set_memory(left).await {
+                notes.push(format!("The guest's memory stays as it is: {error}"));
+            }
+            if left < machine.memory {
+                resources.memory.limit = None;
+                notes.push(format!(
+                    "A memory limit of {limit} bytes is less than the machine was made with: the \
+                     guest is asked to do with less, and the limit stays"
+                ));
+            }
+        }
+        self.cgroup.limit(&resources, |warning| notes.push(warning));
+        Ok(notes)
+    }
+}

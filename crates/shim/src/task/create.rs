@@ -1,0 +1,189 @@
+//! Makes a container: control group, root file system, machine, process.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::container::{Container, Machine};
+use super::log::Log;
+use super::spawn::spawn;
+use crate::annotations::Annotations;
+use crate::cgroup::{self, Cgroup};
+use crate::cli::check_identifier;
+use crate::holder::{self, Plan};
+use crate::proto::task::CreateRequest;
+use crate::record::{Record, machines};
+use crate::spec::Spec;
+use crate::ttrpc::{CallError, Code};
+use crate::vmm::{self, Vmm};
+use crate::{machine, rootfs};
+
+/// Makes a container of the pod, which may have a machine already. It waits to be started.
+///
+/// # Errors
+///
+/// When it can't be made; nothing is left of it then.
+pub async fn create(
+    request: CreateRequest,
+    namespace: &str,
+    has_machine: bool,
+    log: &Log,
+) -> Result<Container, CallError> {
+    let bundle = PathBuf::from(&request.bundle);
+    check_identifier(&request.id).map_err(|error| invalid(&error))?;
+    if !request.checkpoint.is_empty() {
+        let message = "Machines can't be restored from checkpoints";
+        return Err(CallError::new(Code::Unimplemented, message));
+    }
+    let spec = Spec::read(&bundle).map_err(|error| failed(&error))?;
+    // A sandbox has those of the whole pod: wrong ones fail the pod before anything of it runs.
+    Annotations::parse(&spec.annotations).map_err(|error| invalid(&error))?;
+    if !spec.is_sandbox() && has_machine {
+        let message = "The pod has a machine already: put each VM image into a pod of its own";
+        return Err(CallError::new(Code::FailedPrecondition, message));
+    }
+    let mut record = Record::default();
+    let result = make(request, namespace, &spec, &mut record, log).await;
+    if result.is_err()
+        && let Err(error) = record.clear(&bundle)
+    {
+        log.say(&crate::chain(error.as_ref()));
+    }
+    result
+}
+
+async fn make(
+    request: CreateRequest,
+    namespace: &str,
+    spec: &Spec,
+    record: &mut Record,
+    log: &Log,
+) -> Result<Container, CallError> {
+    let bundle = PathBuf::from(&request.bundle);
+    let group = cgroup::relative(&spec.linux.cgroups_path, namespace, &request.id)
+        .map_err(|error| invalid(&error))?;
+    let cgroup = Cgroup::create(&group, &spec.linux.resources, |warning| log.say(&warning));
+    let cgroup = cgroup.map_err(|error| {
+        let message = format!("Can't make the control group {}: {error}", group.display());
+        CallError::new(Code::Unknown, message)
+    })?;
+    record.cgroups = cgroup.folders().to_vec();
+    let mut plan = place(spec, &cgroup);
+    let mut machine = None;
+    if spec.is_sandbox() {
+        plan.hostname = Some(spec.hostname.clone()).filter(|name| !name.is_empty());
+    } else {
+        let name = machine_name(namespace, &request.id);
+        record.machine = Some(name.clone());
+        let root = spec.root(&bundle);
+        record.root = (!request.rootfs.is_empty()).then(|| root.clone());
+        record.write(&bundle).map_err(|error| failed(&error))?;
+        rootfs::mount_all(&request.rootfs, &root).map_err(|error| failed(&error))?;
+        let memory;
+        (plan.vmm, memory) = describe(&request, &name, spec, &root)?;
+        let vmm = Vmm::new(name);
+        machine = Some(Machine { vmm, memory });
+    }
+    let spawned = spawn(&plan, log.clone()).await?;
+    record.process = Some(spawned.process);
+    record.write(&bundle).map_err(|error| failed(&error))?;
+    Ok(Container::new(
+        request,
+        record.clone(),
+        cgroup,
+        machine,
+        spawned,
+    ))
+}
+
+/// Where the container's process has to go.
+fn place(spec: &Spec, cgroup: &Cgroup) -> Plan {
+    let network = spec.namespace("network");
+    let path = network.and_then(|network| network.path.clone());
+    let groups = cgroup.folders().iter();
+    Plan {
+        cgroups: groups.map(|folder| folder.join("cgroup.procs")).collect(),
+        new_network: network.is_some() && path.is_none(),
+        network: path,
+        ..Plan::default()
+    }
+}
+
+/// What starts the machine, whose configuration is put into the bundle, and its memory in bytes.
+fn describe(
+    request: &CreateRequest,
+    name: &str,
+    spec: &Spec,
+    root: &Path,
+) -> Result<(Option<holder::Vmm>, u64), CallError> {
+    let vm = machine::describe(name, spec, root).map_err(|error| invalid(&error))?;
+    let program = vmm::program().ok_or_else(|| {
+        let message = "There is no edgevmm beside containerd-shim-edgevmm-v1 nor on its PATH: \
+                       install it there";
+        CallError::new(Code::FailedPrecondition, message)
+    })?;
+    let config = Path::new(&request.bundle).join("machine.json");
+    let text = serde_json::to_vec(&vm).map_err(|error| failed(&error))?;
+    fs::write(&config, text).map_err(|error| failed(&error))?;
+    let vmm = holder::Vmm {
+        program,
+        config,
+        machines: machines().path().to_owned(),
+        stdin: stream(&request.stdin)?,
+        stdout: stream(&request.stdout)?,
+    };
+    Ok((Some(vmm), vm.memory.size.0))
+}
+
+/// A short name that no other container's machine has.
+fn machine_name(namespace: &str, id: &str) -> String {
+    let key = format!("{namespace}/{id}");
+    let hash = Uuid::new_v5(&Uuid::NAMESPACE_OID, key.as_bytes())
+        .simple()
+        .to_string();
+    let short: String = hash.chars().take(16).collect();
+    format!("pod-{short}")
+}
+
+/// Path of a stream of the container: a FIFO, or a file as a URI.
+fn stream(text: &str) -> Result<PathBuf, CallError> {
+    let path = text
+        .strip_prefix("fifo://")
+        .or_else(|| text.strip_prefix("file://"));
+    let path = path.unwrap_or(text);
+    if path.contains("://") {
+        let message = format!("The console can't be connected to {text}: use a FIFO or file://");
+        return Err(CallError::new(Code::InvalidArgument, message));
+    }
+    Ok(PathBuf::from(path))
+}
+
+fn invalid(error: &dyn std::error::Error) -> CallError {
+    CallError::new(Code::InvalidArgument, crate::chain(error))
+}
+
+fn failed(error: &dyn std::error::Error) -> CallError {
+    CallError::new(Code::Unknown, crate::chain(error))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn names_of_machines_are_valid_and_their_own() {
+        let name = machine_name("k8s.io", &"a".repeat(64));
+        edgevmm_config::check_name(&name).unwrap();
+        assert_ne!(name, machine_name("default", &"a".repeat(64)));
+    }
+
+    #[test]
+    fn streams_are_paths_or_refused() {
+        assert_eq!(stream("/run/f").unwrap(), Path::new("/run/f"));
+        assert_eq!(stream("file:///tmp/log").unwrap(), Path::new("/tmp/log"));
+        assert_eq!(stream("").unwrap(), Path::new(""));
+        stream("binary:///bin/logger").unwrap_err();
+    }
+}

@@ -1,0 +1,152 @@
+//! What state a task is in, and what may be done in which.
+
+use prost_types::Timestamp;
+
+use crate::proto::task::Status;
+use crate::ttrpc::{CallError, Code};
+
+/// How a task ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    /// 0 to 255, as a shell would have it.
+    pub status: u32,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// What state a task is in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// Its process waits for the start.
+    Created,
+    /// It runs.
+    Running,
+    /// Its vCPUs are halted.
+    Paused,
+    /// It has ended.
+    Stopped(Exit),
+}
+
+/// What may be done with a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Let it run.
+    Start,
+    /// Halt its vCPUs.
+    Pause,
+    /// Let them go on.
+    Resume,
+    /// Forget it.
+    Delete,
+    /// Send it a signal, or change its limits.
+    Control,
+}
+
+impl State {
+    /// Whether an action fits the state.
+    ///
+    /// # Errors
+    ///
+    /// When it does not: NOT_FOUND for signals to what has ended, which whoever stops a task takes
+    /// for success.
+    pub fn allows(&self, action: Action) -> Result<(), CallError> {
+        let fits = match action {
+            Action::Start => matches!(self, Self::Created),
+            Action::Pause => matches!(self, Self::Running),
+            Action::Resume => matches!(self, Self::Paused),
+            Action::Delete => matches!(self, Self::Created | Self::Stopped(_)),
+            Action::Control => !matches!(self, Self::Stopped(_)),
+        };
+        if fits {
+            return Ok(());
+        }
+        let code = match action {
+            Action::Control => Code::NotFound,
+            _ => Code::FailedPrecondition,
+        };
+        let (verb, state) = (action.verb(), self.words());
+        Err(CallError::new(
+            code,
+            format!("Can't {verb} a task that {state}"),
+        ))
+    }
+
+    /// How it ended, if it has.
+    pub fn exit(&self) -> Option<&Exit> {
+        match self {
+            Self::Stopped(exit) => Some(exit),
+            _ => None,
+        }
+    }
+
+    /// As containerd has it.
+    pub fn status(&self) -> Status {
+        match self {
+            Self::Created => Status::Created,
+            Self::Running => Status::Running,
+            Self::Paused => Status::Paused,
+            Self::Stopped(_) => Status::Stopped,
+        }
+    }
+
+    fn words(&self) -> &'static str {
+        match self {
+            Self::Created => "was not started",
+            Self::Running => "runs",
+            Self::Paused => "is paused",
+            Self::Stopped(_) => "has ended",
+        }
+    }
+}
+
+impl Action {
+    fn verb(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Delete => "delete",
+            Self::Control => "control",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn each_state_allows_what_fits_it() {
+        use Action::{Control, Delete, Pause, Resume, Start};
+        let stopped = State::Stopped(Exit {
+            status: 137,
+            at: Timestamp::default(),
+        });
+        let table = [
+            (State::Created, vec![Start, Delete, Control]),
+            (State::Running, vec![Pause, Control]),
+            (State::Paused, vec![Resume, Control]),
+            (stopped, vec![Delete]),
+        ];
+        for (state, fits) in table {
+            for action in [Start, Pause, Resume, Delete, Control] {
+                let allowed = state.allows(action);
+                assert_eq!(
+                    allowed.is_ok(),
+                    fits.contains(&action),
+                    "{state:?} {action:?}"
+                );
+                if let Err(error) = allowed {
+                    let gone = action == Control;
+                    let code = if gone {
+                        Code::NotFound
+                    } else {
+                        Code::FailedPrecondition
+                    };
+                    assert_eq!(error.code, code);
+                }
+            }
+        }
+    }
+}
