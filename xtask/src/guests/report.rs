@@ -19,11 +19,11 @@ const WORDS: &str = "- *bios* is SeaBIOS and the release's GRUB; *uefi* is CLOUD
     partition table asks for; *direct* is a kernel and RAM disk that\n  are given.\n\
     - Kernels are *cloud*, made for virtual machines, and *generic*, made for any.\n";
 
-const ELSEWHERE: &str = "\n## Boots that tests do\n\n\
-    These are not in the tables, as end-to-end tests do them at every run \
-    (tests/tests/sata.rs): a guest whose RAM disk has\nno virtio drivers, on a SATA disk; GRUB's \
-    rescue disc (grub-rescue-pc) and Debian's installer (netboot) to what they first\nsay on the \
-    serial console.\n";
+const ELSEWHERE: &str = "\n## Boots that are elsewhere\n\n\
+    A guest whose RAM disk has no virtio drivers boots from a SATA disk in an end-to-end test \
+    (tests/tests/sata.rs). The disc of\ngrub-rescue-pc was started by hand once (2026-11-23, Debian \
+    12's, `edgevmm run --cdrom grub-rescue-cdrom.iso --firmware\nbios`) and showed its menu on the \
+    serial console; no test does that. Debian's installer is not shown yet.\n";
 
 /// What the fast firmware left the guest to and why, as the VMM tells it.
 pub fn left(boot: &Boot) -> Option<String> {
