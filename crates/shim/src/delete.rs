@@ -30,10 +30,12 @@ pub fn run(cli: &Cli) -> Result<(), Failure> {
         None => std::env::current_dir()?,
     };
     let record = Record::read(&bundle);
-    record.clear(&bundle)?;
+    let cleared = record.clear(&bundle);
     // A record that could not be written or read leaves the usual place.
-    rootfs::unmount(&bundle.join("rootfs"))?;
+    let unmounted = rootfs::unmount(&bundle.join("rootfs"));
     remove_dead_socket(&bundle);
+    cleared?;
+    unmounted?;
     let response = DeleteResponse {
         pid: record.process.map_or(0, |process| process.id()),
         exit_status: KILLED,

@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use edgevmm_api::RuntimeDir;
+use edgevmm_api::{RuntimeDir, RuntimeDirError};
 use serde::{Deserialize, Serialize};
 
 use crate::process::Process;
@@ -19,6 +19,8 @@ const FILE: &str = "edgevmm.json";
 const MAX_FILE: u64 = 1 << 16;
 /// How long an ended process may take to be gone.
 const DEATH: Duration = Duration::from_secs(2);
+/// Time between two looks for it.
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// What a container has on the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,7 +76,7 @@ impl Record {
             process.kill();
             let deadline = Instant::now() + DEATH;
             while process.is_alive() && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(2));
+                std::thread::sleep(PAUSE);
             }
         }
         let machine = self.machine.as_deref().map_or(Ok(()), remove_machine);
@@ -95,10 +97,20 @@ pub fn machines() -> RuntimeDir {
     RuntimeDir::new("/run/edgevmm")
 }
 
-fn remove_machine(name: &str) -> Result<(), edgevmm_api::RuntimeDirError> {
-    match machines().open(name) {
-        Ok(folder) => folder.remove(),
-        Err(_) => Ok(()),
+/// Removes a machine's folder once its VMM is gone: threads may outlive what the process ID tells.
+fn remove_machine(name: &str) -> Result<(), RuntimeDirError> {
+    let deadline = Instant::now() + DEATH;
+    loop {
+        let removed = match machines().open(name) {
+            Ok(folder) => folder.remove(),
+            Err(_) => return Ok(()),
+        };
+        match removed {
+            Err(RuntimeDirError::Alive { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(PAUSE);
+            }
+            result => return result,
+        }
     }
 }
 
