@@ -21,9 +21,11 @@ const WORDS: &str = "- *bios* is SeaBIOS and the release's GRUB; *uefi* is CLOUD
 
 const ELSEWHERE: &str = "\n## Boots that are elsewhere\n\n\
     A guest whose RAM disk has no virtio drivers boots from a SATA disk in an end-to-end test \
-    (tests/tests/sata.rs). The disc of\ngrub-rescue-pc was started by hand once (2026-11-23, Debian \
-    12's, `edgevmm run --cdrom grub-rescue-cdrom.iso --firmware\nbios`) and showed its menu on the \
-    serial console; no test does that. Debian's installer is not shown yet.\n";
+    (tests/tests/sata.rs). Two were\nstarted by hand once, on 2026-11-23 in the lab, and no test \
+    does that: the disc of grub-rescue-pc (Debian 12's; `--cdrom\ngrub-rescue-cdrom.iso --firmware \
+    bios`) showed its menu on the serial console, and the kernel and RAM disk of\n\
+    debian-installer-12-netboot-amd64 (`--kernel linux --initrd initrd.gz --cmdline console=ttyS0`, \
+    768 MiB) the installer's\nfirst dialog, which was about low memory.\n";
 
 /// What the fast firmware left the guest to and why, as the VMM tells it.
 pub fn left(boot: &Boot) -> Option<String> {
