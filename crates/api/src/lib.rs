@@ -5,12 +5,13 @@
 
 mod client;
 mod exit;
+pub mod files;
 mod lock;
 mod runtime;
 
 pub use client::{Agent, Client, ConnectError, connect, connect_agent};
 pub use exit::{ExitReason, ExitRecord};
-pub use runtime::{MachineClaim, MachineDir, RuntimeDir, RuntimeDirError};
+pub use runtime::{ExitFile, MachineClaim, MachineDir, RuntimeDir, RuntimeDirError};
 
 /// Messages, client and server of version 1, generated from `proto/edgevmm/v1`.
 #[allow(

@@ -178,7 +178,7 @@ impl RuntimeDir {
             if let Some(lock) = dir.try_lock()? {
                 dir.remove_files()?;
                 let claim = MachineClaim { dir, lock };
-                claim.write_pid()?;
+                claim.write_pid(std::process::id())?;
                 return Ok(claim);
             }
         }
@@ -308,6 +308,13 @@ impl MachineDir {
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.path.join("api.sock")
+    }
+
+    /// Path of the socket for files; see [`files`](crate::files).
+    #[must_use]
+    pub fn files_socket(&self) -> PathBuf {
+        // No longer than the other's, whose length is checked.
+        self.path.join("fds.sock")
     }
 
     /// Path of the file for messages of a detached VMM.
@@ -491,6 +498,26 @@ pub struct MachineClaim {
     lock: File,
 }
 
+/// Where word is left of how a guest ended, by a process that may open no files any more.
+#[derive(Debug)]
+pub struct ExitFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl ExitFile {
+    /// Leaves word.
+    ///
+    /// # Errors
+    ///
+    /// When the file can't be written.
+    pub fn write(&self, exit: &ExitRecord) -> Result<(), RuntimeDirError> {
+        let json = serde_json::to_vec(exit).map_err(io::Error::from);
+        let written = json.and_then(|json| (&self.file).write_all(&json));
+        written.map_err(io_error("write", &self.path))
+    }
+}
+
 impl MachineClaim {
     /// The folder.
     #[must_use]
@@ -504,12 +531,13 @@ impl MachineClaim {
         &self.lock
     }
 
-    /// Takes over a claim of the folder at `path` from another process by its lock.
+    /// Takes over a claim of the folder at `path` from another process by its lock, for the process
+    /// that others know as `pid`.
     ///
     /// # Errors
     ///
     /// When `lock` isn't the lock of that folder.
-    pub fn inherit(path: &Path, lock: OwnedFd) -> Result<Self, RuntimeDirError> {
+    pub fn inherit(path: &Path, lock: OwnedFd, pid: u32) -> Result<Self, RuntimeDirError> {
         let insecure = || RuntimeDirError::Insecure {
             path: path.to_owned(),
         };
@@ -524,7 +552,7 @@ impl MachineClaim {
             return Err(insecure());
         }
         let claim = Self { dir, lock };
-        claim.write_pid()?;
+        claim.write_pid(pid)?;
         Ok(claim)
     }
 
@@ -537,15 +565,22 @@ impl MachineClaim {
         self.dir.write_file("config.json", json)
     }
 
-    /// Leaves word of how the guest ended.
+    /// Makes the file in which word is left of how the guest ended. An empty one tells nothing.
     ///
     /// # Errors
     ///
-    /// When the file can't be written.
-    pub fn write_exit(&self, exit: &ExitRecord) -> Result<(), RuntimeDirError> {
-        let json = serde_json::to_string(exit)
-            .map_err(|error| io_error("write", &self.dir.path.join("exit.json"))(error.into()))?;
-        self.dir.write_file("exit.json", &json)
+    /// When the file can't be made.
+    pub fn open_exit(&self) -> Result<ExitFile, RuntimeDirError> {
+        let path = self.dir.path.join("exit.json");
+        let mut options = OpenOptions::new();
+        options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .custom_flags(O_NOFOLLOW);
+        let file = options.open(&path).map_err(io_error("write", &path))?;
+        Ok(ExitFile { file, path })
     }
 
     /// Removes the folder and gives the name free.
@@ -571,8 +606,8 @@ impl MachineClaim {
         }
     }
 
-    fn write_pid(&self) -> Result<(), RuntimeDirError> {
-        let text = format!("{}\n", std::process::id());
+    fn write_pid(&self, pid: u32) -> Result<(), RuntimeDirError> {
+        let text = format!("{pid}\n");
         let write = || {
             self.lock.set_len(0)?;
             std::os::unix::fs::FileExt::write_all_at(&self.lock, text.as_bytes(), 0)

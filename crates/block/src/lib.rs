@@ -42,7 +42,9 @@ pub use formats::probe::{ImageFormat, probe};
 pub use formats::vmdk::vmdk_data_files;
 pub use map::{MapEntry, MapKind};
 pub use new_file::{Existing, NewFile, lock_file};
-pub use open::{BackingFile, DataFile, DiskOptions, ImageInfo, info, open, open_path};
+pub use open::{
+    BackingFile, DataFile, DiskOptions, ImageInfo, check_opened, info, open, open_path,
+};
 pub use paths::DiskPaths;
 pub use plan::{Access, Plan};
 pub use vm_memory::VolatileSlice;

@@ -255,6 +255,17 @@ pub fn open_path(path: &Path, writable: bool) -> Result<File, BlockError> {
         Ok(file) => file,
         Err(err) => return Err(open_error(path, name, writable, err)),
     };
+    check_opened(&file, path, writable)?;
+    Ok(file)
+}
+
+/// Checks that `file`, which was opened at `path`, is one that data can be in.
+///
+/// # Errors
+///
+/// As [`open_path`].
+pub fn check_opened(file: &File, path: &Path, writable: bool) -> Result<(), BlockError> {
+    let name = path.display().to_string();
     let failed = |source| BlockError::File {
         op: "examine",
         path: name.clone(),
@@ -267,11 +278,11 @@ pub fn open_path(path: &Path, writable: bool) -> Result<File, BlockError> {
     }
     if writable
         && metadata.file_type().is_block_device()
-        && is_read_only_device(&file).map_err(failed)?
+        && is_read_only_device(file).map_err(failed)?
     {
         return Err(not_permitted(name, writable));
     }
-    Ok(file)
+    Ok(())
 }
 
 /// Checks that a file, which is locked now, is still the one at `path`.

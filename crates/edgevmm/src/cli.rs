@@ -111,6 +111,10 @@ pub struct RunArgs {
     /// Print JSON where --dry-run would print YAML
     #[arg(long, requires = "dry_run")]
     pub json: bool,
+    /// Close a sandbox around the VMM before the guest runs: a user of its own, no capabilities, no
+    /// files but those it has, and only the system calls that each of its threads needs
+    #[arg(long)]
+    pub sandbox: bool,
     #[command(flatten)]
     pub machine: MachineArgs,
     #[command(flatten)]
@@ -544,6 +548,9 @@ pub struct VmmArgs {
     /// File descriptor of the pipe to report the start to
     #[arg(long)]
     pub ready_fd: i32,
+    /// Close a sandbox
+    #[arg(long)]
+    pub sandbox: bool,
 }
 
 /// The table of exit codes; [`crate::exit`] keeps to it.

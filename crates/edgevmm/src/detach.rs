@@ -13,11 +13,13 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use anyhow::Context;
 use edgevmm_api::{MachineClaim, MachineDir};
 use edgevmm_config::VmConfig;
+use edgevmm_sandbox::{close_inherited, namespaces};
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 
 use crate::cli::VmmArgs;
+use crate::doctor;
 use crate::exit::{self, Failure, Outcome};
-use crate::launch::{claim, failure};
+use crate::launch::{begin_sandbox, claim, failure};
 use crate::messages;
 use crate::term;
 
@@ -33,10 +35,11 @@ const LOG_LINES: usize = 5;
 /// # Errors
 ///
 /// When it can't be started, with the child's words.
-pub fn run(mut vm: VmConfig, log_filter: &str) -> Outcome {
+pub fn run(mut vm: VmConfig, log_filter: &str, sandbox: bool) -> Outcome {
+    doctor::warn_of_software_backend();
     let claim = claim(&mut vm)?;
     let dir = claim.dir().clone();
-    match start(&vm, &claim, log_filter) {
+    match start(&vm, &claim, log_filter, sandbox) {
         Ok(()) => {
             println!("{}", dir.name());
             Ok(ExitCode::SUCCESS)
@@ -49,10 +52,15 @@ pub fn run(mut vm: VmConfig, log_filter: &str) -> Outcome {
     }
 }
 
-fn start(vm: &VmConfig, claim: &MachineClaim, log_filter: &str) -> Result<(), Failure> {
+fn start(
+    vm: &VmConfig,
+    claim: &MachineClaim,
+    log_filter: &str,
+    sandbox: bool,
+) -> Result<(), Failure> {
     let config = serde_json::to_vec(vm).context("Can't write the configuration as JSON")?;
     let (report, ready) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context("Can't make a pipe")?;
-    let mut child = spawn(claim, &ready, log_filter)?;
+    let mut child = spawn(claim, &ready, log_filter, sandbox)?;
     drop(ready);
     if let Some(mut stdin) = child.stdin.take() {
         // A child that doesn't read has something to report.
@@ -70,7 +78,12 @@ fn start(vm: &VmConfig, claim: &MachineClaim, log_filter: &str) -> Result<(), Fa
     }
 }
 
-fn spawn(claim: &MachineClaim, ready: &OwnedFd, log_filter: &str) -> anyhow::Result<Child> {
+fn spawn(
+    claim: &MachineClaim,
+    ready: &OwnedFd,
+    log_filter: &str,
+    sandbox: bool,
+) -> anyhow::Result<Child> {
     let path = claim.dir().log();
     let log = OpenOptions::new()
         .create(true)
@@ -82,12 +95,17 @@ fn spawn(claim: &MachineClaim, ready: &OwnedFd, log_filter: &str) -> anyhow::Res
     for fd in [claim.lock().as_fd(), ready.as_fd()] {
         fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).context("Can't hand on a file descriptor")?;
     }
+    if sandbox {
+        // Where the host does not allow it, the VMM says so.
+        namespaces::for_next_child();
+    }
     Command::new("/proc/self/exe")
         .arg("__vmm")
         .arg("--dir")
         .arg(claim.dir().path())
         .args(["--lock-fd", &claim.lock().as_raw_fd().to_string()])
         .args(["--ready-fd", &ready.as_raw_fd().to_string()])
+        .args(sandbox.then_some("--sandbox"))
         .env(LOG_VARIABLE, log_filter)
         .stdin(Stdio::piped())
         .stdout(log.try_clone().context("Can't share the log")?)
@@ -124,8 +142,14 @@ pub fn vmm(args: &VmmArgs) -> Outcome {
     let lock = inherited(args.lock_fd).context("The lock was not handed on")?;
     let ready = inherited(args.ready_fd).context("The pipe was not handed on")?;
     let mut ready = Some(File::from(ready));
+    if args.sandbox {
+        let keep = [args.lock_fd, args.ready_fd];
+        close_inherited(&keep).context("Can't tell which files are open")?;
+        begin_sandbox()?;
+    }
     messages::go_to_background().context("Can't write messages in the background")?;
-    let claim = MachineClaim::inherit(&args.dir, lock).map_err(Failure::host)?;
+    let claim =
+        MachineClaim::inherit(&args.dir, lock, namespaces::host_pid()).map_err(Failure::host)?;
     let result = live(&claim, &mut ready);
     if let Err(failure) = &result {
         give_up(claim, ready, failure);

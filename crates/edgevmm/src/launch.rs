@@ -19,6 +19,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::doctor;
 use crate::escape::{Escape, Typed};
 use crate::exit::{self, Failure, Outcome};
+use crate::janitor::Janitor;
 use crate::messages;
 use crate::resolve::default_name;
 use crate::term::{self, RawMode, Stream};
@@ -32,7 +33,6 @@ const DRAIN: Duration = Duration::from_secs(2);
 ///
 /// When the name is taken or no folder can be made.
 pub fn claim(vm: &mut VmConfig) -> Result<MachineClaim, Failure> {
-    doctor::warn_of_software_backend();
     let runtime = RuntimeDir::from_env().map_err(Failure::host)?;
     let claim = match &vm.name {
         Some(name) => runtime.claim(name),
@@ -51,15 +51,48 @@ pub fn claim(vm: &mut VmConfig) -> Result<MachineClaim, Failure> {
 /// # Errors
 ///
 /// When it can't be started.
-pub fn foreground(mut vm: VmConfig) -> Outcome {
-    messages::go_to_background().context("Can't write messages in the background")?;
-    let claim = claim(&mut vm)?;
+pub fn foreground(mut vm: VmConfig, sandbox: bool) -> Outcome {
+    if sandbox {
+        edgevmm_sandbox::close_inherited(&[]).context("Can't tell which files are open")?;
+    } else {
+        messages_in_background()?;
+    }
+    let mut claim = claim(&mut vm)?;
+    let mut janitor = None;
+    if sandbox {
+        let sockets: Vec<_> = vm.channels.iter().map(|it| it.socket.clone()).collect();
+        let started = Janitor::start(claim, &sockets).context("Can't start a process")?;
+        (janitor, claim) = (Some(started.0), started.1);
+        // Until then there may be one thread only.
+        begin_sandbox()?;
+        messages_in_background()?;
+    }
+    doctor::warn_of_software_backend();
     let result = run_on_terminal(&vm, &claim);
     let name = claim.dir().name().to_owned();
-    if let Err(error) = claim.remove() {
+    if let Some(janitor) = janitor {
+        janitor.finish();
+    } else if let Err(error) = claim.remove() {
         tracing::warn!("{:#}", anyhow::Error::from(error));
     }
     Ok(exit::report(&name, &result.map_err(failure)?))
+}
+
+fn messages_in_background() -> anyhow::Result<()> {
+    messages::go_to_background().context("Can't write messages in the background")
+}
+
+/// Begins the sandbox of this process, which is to be a VMM and has one thread.
+///
+/// # Errors
+///
+/// When no thread can be started.
+pub fn begin_sandbox() -> Result<(), Failure> {
+    let settings = edgevmm_sandbox::Settings {
+        ids: None,
+        ioctls: edgevmm_vmm::confinement::ioctls,
+    };
+    edgevmm_sandbox::begin(&settings).map_err(Failure::host)
 }
 
 /// The failure of a VMM.

@@ -9,6 +9,7 @@ mod escape;
 mod exit;
 mod host;
 mod image;
+mod janitor;
 mod launch;
 mod manage;
 mod messages;
@@ -160,6 +161,7 @@ fn run(args: RunArgs, log_filter: &str) -> Outcome {
         detach,
         dry_run,
         json,
+        sandbox,
         ..
     } = args;
     let vm = resolve::resolve(args)?;
@@ -177,9 +179,9 @@ fn run(args: RunArgs, log_filter: &str) -> Outcome {
     }
     host::tell_of_overlays(&vm);
     if detach {
-        detach::run(vm, log_filter)
+        detach::run(vm, log_filter, sandbox)
     } else {
-        launch::foreground(vm)
+        launch::foreground(vm, sandbox)
     }
 }
 

@@ -31,7 +31,10 @@ pub fn go_to_background() -> io::Result<()> {
     std::thread::Builder::new()
         .name("messages".into())
         .stack_size(STACK)
-        .spawn(move || queue.copy_to(stderr))?;
+        .spawn(move || {
+            edgevmm_sandbox::enter(edgevmm_sandbox::Kind::Copy);
+            queue.copy_to(stderr);
+        })?;
     // A panic ends the process, and what led to it would be lost.
     let earlier = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

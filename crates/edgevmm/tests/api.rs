@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::pin::Pin;
 use std::process::{Command, Output, Stdio};
@@ -41,7 +42,7 @@ impl Scripted {
     fn finish(&self, reason: ExitReason) {
         let record = ExitRecord::now(reason, "");
         let claim = self.claim.lock().unwrap().take().unwrap();
-        claim.write_exit(&record).unwrap();
+        claim.open_exit().unwrap().write(&record).unwrap();
         if self.foreground.load(Ordering::Relaxed) {
             claim.remove().unwrap();
         }
@@ -119,11 +120,17 @@ impl Machine for Scripted {
         &self,
         request: Request<v1::ChangeMediumRequest>,
     ) -> Result<Response<v1::ChangeMediumResponse>, Status> {
-        let v1::ChangeMediumRequest { drive, path, force } = request.into_inner();
-        if path == "/locked" && !force {
+        let v1::ChangeMediumRequest {
+            drive,
+            path,
+            force,
+            file,
+        } = request.into_inner();
+        let path = path.rsplit('/').next().unwrap_or_default();
+        if path == "locked" && !force {
             return Err(Status::failed_precondition("the guest has locked it"));
         }
-        self.called(format!("medium {drive} {path:?} {force}"));
+        self.called(format!("medium {drive} {path:?} {force} {file}"));
         Ok(Response::new(v1::ChangeMediumResponse {}))
     }
 
@@ -228,6 +235,19 @@ impl Machine for Scripted {
     }
 }
 
+/// Numbers files that are handed over, from 1.
+fn take_files(listener: std::os::unix::net::UnixListener) {
+    std::thread::spawn(move || {
+        let mut clients = Vec::new();
+        for number in 1_u64.. {
+            let (mut client, _) = listener.accept().unwrap();
+            edgevmm_api::files::receive(client.as_fd()).unwrap();
+            client.write_all(&number.to_le_bytes()).unwrap();
+            clients.push(client);
+        }
+    });
+}
+
 /// A runtime folder with a served machine named vm.
 struct Bench {
     folder: tempfile::TempDir,
@@ -241,7 +261,8 @@ impl Bench {
         claim
             .write_config(&serde_json::to_string(&VmConfig::default()).unwrap())
             .unwrap();
-        let socket = claim.dir().socket();
+        let (socket, files) = (claim.dir().socket(), claim.dir().files_socket());
+        take_files(std::os::unix::net::UnixListener::bind(files).unwrap());
         let claim = Arc::new(Mutex::new(Some(claim)));
         let machine = Scripted {
             calls: Arc::default(),
@@ -356,14 +377,20 @@ fn calls_arrive_and_refusals_are_told() {
 #[test]
 fn discs_are_changed() {
     let bench = Bench::new();
+    let image = |name: &str| {
+        let path = bench.folder.path().join(name);
+        std::fs::write(&path, "content").unwrap();
+        path.into_os_string().into_string().unwrap()
+    };
+    let (disc, locked) = (image("a.iso"), image("locked"));
     for args in [
-        &["media", "vm", "cdrom0", "/a.iso"][..],
+        &["media", "vm", "cdrom0", &disc][..],
         &["media", "vm", "cdrom1", "--eject"],
-        &["media", "vm", "cdrom0", "/locked", "--force"],
+        &["media", "vm", "cdrom0", &locked, "--force"],
     ] {
         assert!(bench.run(args).status.success(), "{args:?}");
     }
-    let refused = bench.run(&["media", "vm", "cdrom0", "/locked"]);
+    let refused = bench.run(&["media", "vm", "cdrom0", &locked]);
     let text = String::from_utf8_lossy(&refused.stderr);
     assert!(
         text.contains("Can't change the medium of vm: the guest has locked it"),
@@ -374,9 +401,9 @@ fn discs_are_changed() {
     assert_eq!(
         bench.calls(),
         [
-            "medium cdrom0 \"/a.iso\" false",
-            "medium cdrom1 \"\" false",
-            "medium cdrom0 \"/locked\" true"
+            "medium cdrom0 \"a.iso\" false 1",
+            "medium cdrom1 \"\" false 0",
+            "medium cdrom0 \"locked\" true 2"
         ]
     );
 }

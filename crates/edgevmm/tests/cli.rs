@@ -255,7 +255,7 @@ fn what_a_dead_vmm_left_is_listed_and_removed() {
     let runtime = edgevmm_api::RuntimeDir::new(path.join("run"));
     let claim = runtime.claim("ended").unwrap();
     let record = edgevmm_api::ExitRecord::now(edgevmm_api::ExitReason::GuestCrash, "triple fault");
-    claim.write_exit(&record).unwrap();
+    claim.open_exit().unwrap().write(&record).unwrap();
     drop(claim);
     drop(runtime.claim("lost").unwrap());
     let living = runtime.claim("living").unwrap();

@@ -32,7 +32,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 pub use caps::Ids;
-pub use report::{Host, Layer, Layers};
+pub use report::{Layer, Layers, host_layers};
 
 /// Most files that a process in a sandbox may have open, where it may have as many outside.
 const FILES: u64 = 8192;

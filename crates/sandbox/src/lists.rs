@@ -184,8 +184,9 @@ const VCPU: &[Call] = &[
 /// What is made of an io_uring that is there.
 const URING: &[Call] = &[(libc::SYS_io_uring_enter, Always)];
 
-/// What a thread of a disk makes before it enters.
+/// What a thread of a disk makes before it enters, and what else there is to wait by without it.
 const NEW_URING: &[Call] = &[
+    (libc::SYS_epoll_create1, Always),
     (libc::SYS_io_uring_setup, Always),
     (libc::SYS_io_uring_register, Always),
 ];

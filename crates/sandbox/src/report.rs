@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::{caps, filter, landlocked, namespaces};
+
 /// A layer of the sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -46,6 +48,7 @@ impl Layers {
         self.active.push((layer, what.into()));
     }
 
+    /// Says what is missing.
     pub(crate) fn lacks(&mut self, layer: Layer, why: impl Into<String>) {
         self.missing.push((layer, why.into()));
     }
@@ -77,19 +80,14 @@ impl fmt::Display for Layers {
     }
 }
 
-/// Which layers this host allows, as `doctor` asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Host;
-
-impl Host {
-    /// Tries what can be tried without changing this process for good.
-    #[must_use]
-    pub fn layers() -> Layers {
-        let mut layers = Layers::default();
-        crate::namespaces::try_mounts(&mut layers);
-        crate::caps::choose(None, &mut layers);
-        crate::landlocked::Rules::new(&mut layers);
-        crate::filter::Filters::new(|_| &[], &mut layers);
-        layers
-    }
+/// Which layers this host allows a VMM that this user starts, as far as can be tried without
+/// changing this process, which has one thread.
+#[must_use]
+pub fn host_layers() -> Layers {
+    let mut layers = Layers::default();
+    namespaces::try_mounts(&mut layers);
+    caps::choose(None, &mut layers);
+    landlocked::Rules::new(&mut layers);
+    filter::Filters::new(|_| &[], &mut layers);
+    layers
 }

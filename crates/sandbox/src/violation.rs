@@ -32,7 +32,7 @@ pub(crate) fn tell(text: &str) {
     unsafe { libc::write(2, text.as_ptr().cast(), text.len()) };
 }
 
-extern "C" fn on_violation(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+extern "C" fn on_violation(_: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let mut line = Line::default();
     line.push(b"edgevmm: the sandbox has ended this process: its thread ");
     let mut name = [0_u8; NAME];
@@ -42,7 +42,9 @@ extern "C" fn on_violation(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_v
     line.push(name.get(..end).unwrap_or_default());
     line.push(b" made system call ");
     line.number(call_number(info));
-    line.push(b", which is not of its kind\n");
+    line.push(b" (second argument ");
+    line.number(second_argument(context));
+    line.push(b"), which is not of its kind\n");
     let text = line.text();
     // SAFETY: the bytes live on this stack.
     unsafe { libc::write(2, text.as_ptr().cast(), text.len()) };
@@ -56,6 +58,14 @@ fn call_number(info: *const libc::siginfo_t) -> u32 {
     const OFFSET: usize = 24;
     // SAFETY: the kernel has handed in a whole one, which is much longer, and aligned to 8.
     unsafe { info.byte_add(OFFSET).cast::<u32>().read() }
+}
+
+/// The lower half of the call's second argument, such as the request of an `ioctl`.
+fn second_argument(context: *const libc::c_void) -> u32 {
+    const RSI: usize = libc::REG_RSI.cast_unsigned() as usize;
+    // SAFETY: the kernel has handed in a whole one, and its place is in bounds.
+    let register = unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[RSI] };
+    u32::try_from(register.cast_unsigned() & u64::from(u32::MAX)).unwrap_or_default()
 }
 
 /// Text without an allocator, which the thread may have been in.

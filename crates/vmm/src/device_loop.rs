@@ -39,6 +39,7 @@ impl DeviceThread {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let body = move || {
+            edgevmm_sandbox::enter(edgevmm_sandbox::Kind::Devices);
             while !stopped.load(Ordering::Acquire) {
                 if let Err(error) = manager.run() {
                     tracing::error!(%error, "The device thread can't wait for events");

@@ -6,8 +6,10 @@
 pub mod agent;
 pub mod boot;
 pub mod channel;
+pub mod confinement;
 pub mod console;
 mod device_loop;
+mod files;
 pub mod kvm;
 pub mod layout;
 pub mod lifecycle;
@@ -23,11 +25,14 @@ use std::time::Duration;
 use edgevmm_api::{ExitRecord, MachineClaim};
 use edgevmm_config::VmConfig;
 use edgevmm_devices::virtio::console::Resizer;
+use edgevmm_sandbox::Layers;
+use edgevmm_sandbox::namespaces::host_pid;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use agent::AgentService;
 use console::ConsoleHub;
+use files::HandedFiles;
 use lifecycle::{Handle, Life, Mailbox, Terms};
 use machine::Machine;
 use service::{Facts, Service, Socket, Ways};
@@ -50,6 +55,9 @@ pub enum VmmError {
     /// Whoever waited for the start is gone or failed.
     #[error("Can't tell that the machine has started")]
     Announce(#[source] std::io::Error),
+    /// The sandbox.
+    #[error(transparent)]
+    Sandbox(#[from] edgevmm_sandbox::SandboxError),
     /// The machine's folder can't be written.
     #[error(transparent)]
     Folder(#[from] edgevmm_api::RuntimeDirError),
@@ -89,11 +97,12 @@ pub fn run(
         .enable_all()
         .build()
         .map_err(VmmError::Runtime)?;
+    let exit = claim.open_exit()?;
     let record = runtime.block_on(live(config, claim, announce));
     // What the host's storage holds up is left behind.
     runtime.shutdown_background();
     let record = record?;
-    claim.write_exit(&record)?;
+    exit.write(&record)?;
     Ok(record)
 }
 
@@ -112,14 +121,22 @@ async fn live(
     let balloon = machine.balloon();
     let drives = machine.drives();
     let agent = machine.agent().cloned();
+    let children = machine.helpers();
     machine.serve_channels().map_err(VmmError::Runtime)?;
     let config_json = serde_json::to_string(config).unwrap_or_default();
     claim.write_config(&config_json)?;
     let socket = Socket::bind(&claim.dir().socket())?;
+    let files = HandedFiles::serve(&claim.dir().files_socket()).map_err(VmmError::Runtime)?;
 
     let (life, handle) = Life::new(machine, mailbox, Terms::from(config));
+    let pid = host_pid();
+    let status = service::open_status();
+    let layers = edgevmm_sandbox::close(&children)?;
+    tell_of(layers.as_ref());
     let facts = Facts {
         name: claim.dir().name().to_owned(),
+        pid,
+        sandbox: layers.map(|layers| layers.to_string()).unwrap_or_default(),
         config_json,
         console_pty: console_pty.clone(),
     };
@@ -134,6 +151,8 @@ async fn live(
             balloon,
             agent: agent.clone(),
             memory: config.memory.size.0,
+            status,
+            files,
         },
     );
     let agent = AgentService::new(agent, handle.clone());
@@ -160,6 +179,16 @@ async fn live(
         Ok(Ok(Ok(()))) | Err(_) => {}
     }
     Ok(record)
+}
+
+/// Tells what the sandbox lacks on this host.
+fn tell_of(layers: Option<&Layers>) {
+    for (layer, why) in layers.map(Layers::missing).unwrap_or_default() {
+        tracing::info!("The sandbox has no {}: {why}", layer.name());
+    }
+    if let Some(layers) = layers {
+        tracing::debug!("The sandbox is closed: {layers}");
+    }
 }
 
 /// Takes over the signals that ask a process to end.

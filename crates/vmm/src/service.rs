@@ -2,6 +2,9 @@
 
 mod memory;
 
+pub use memory::open_status;
+
+use std::fs::File;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -27,8 +30,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::agent::{Agent, AgentService};
 use crate::console::{ConsoleHub, HISTORY};
+use crate::files::HandedFiles;
 use crate::lifecycle::{Handle, Phase, RequestError};
-use crate::machine::{open_disc, with_sources};
+use crate::machine::{use_disc, with_sources};
 
 /// Console chunks that wait for a client before its reader waits.
 const CONSOLE_QUEUE: usize = 4;
@@ -41,6 +45,10 @@ const INPUT_RETRY: Duration = Duration::from_millis(10);
 pub struct Facts {
     /// Name of the machine.
     pub name: String,
+    /// The VMM's process, as the host knows it.
+    pub pid: u32,
+    /// What its sandbox consists of; empty without one.
+    pub sandbox: String,
     /// Its configuration as JSON.
     pub config_json: String,
     /// Path of the console's pseudo-terminal.
@@ -62,6 +70,10 @@ pub struct Ways {
     pub agent: Option<Arc<Agent>>,
     /// The guest's memory in bytes.
     pub memory: u64,
+    /// To the files that clients hand over.
+    pub files: HandedFiles,
+    /// What the kernel tells of this process, if it does.
+    pub status: Option<File>,
 }
 
 /// Why the API can't be served.
@@ -250,7 +262,7 @@ impl MachineApi for Service {
                 .map(|exit| exit.message.clone())
                 .or(status.trouble)
                 .unwrap_or_default(),
-            pid: std::process::id(),
+            pid: self.facts.pid,
             start_time: Some(status.started.into()),
             uptime: status.since.elapsed().try_into().ok(),
             config_json: self.facts.config_json.clone(),
@@ -258,6 +270,7 @@ impl MachineApi for Service {
             resets: status.resets,
             console_pty: pty.unwrap_or_default(),
             agent: agent_state(self.ways.agent.as_deref()).into(),
+            sandbox: self.facts.sandbox.clone(),
         }))
     }
 
@@ -317,14 +330,24 @@ impl MachineApi for Service {
         &self,
         request: Request<v1::ChangeMediumRequest>,
     ) -> Result<Response<v1::ChangeMediumResponse>, Status> {
-        let v1::ChangeMediumRequest { drive, path, force } = request.into_inner();
+        let v1::ChangeMediumRequest {
+            drive,
+            path,
+            force,
+            file,
+        } = request.into_inner();
         let drive = named(&self.ways.drives, "CD-ROM drive", &drive)?;
-        let path = PathBuf::from(path);
-        if !path.as_os_str().is_empty() && !path.is_absolute() {
-            return Err(Status::invalid_argument("the path must be absolute"));
-        }
+        let disc = match file {
+            0 if path.is_empty() => None,
+            0 => return Err(Status::invalid_argument("the image must be handed over")),
+            number => {
+                let file = self.ways.files.take(number);
+                let file = file.ok_or_else(|| Status::not_found("no such file waits"))?;
+                Some((file, PathBuf::from(path)))
+            }
+        };
         // The host's storage may take its time.
-        let changed = tokio::task::spawn_blocking(move || change(&drive, &path, force));
+        let changed = tokio::task::spawn_blocking(move || change(&drive, disc, force));
         let changed = changed.await.map_err(|e| Status::internal(e.to_string()))?;
         changed.map_err(Status::failed_precondition)?;
         Ok(Response::new(v1::ChangeMediumResponse {}))
@@ -414,12 +437,13 @@ impl MachineApi for Service {
 ///
 /// # Errors
 /// In words, why it is not changed.
-fn change(drive: &MediaHandle, path: &Path, force: bool) -> Result<(), String> {
-    let changed = if path.as_os_str().is_empty() {
-        drive.eject(force)
-    } else {
-        let disc = open_disc(path, false).map_err(|error| with_sources(&error))?;
-        drive.insert(disc, force)
+fn change(drive: &MediaHandle, disc: Option<(File, PathBuf)>, force: bool) -> Result<(), String> {
+    let changed = match disc {
+        None => drive.eject(force),
+        Some((file, path)) => {
+            let disc = use_disc(file, &path, false).map_err(|error| with_sources(&error))?;
+            drive.insert(disc, force)
+        }
     };
     changed.map_err(|error| error.to_string())
 }

@@ -49,7 +49,9 @@ fn a_name_taken_again_starts_with_an_empty_folder() {
     let claim = runtime.claim("a").unwrap();
     claim.write_config("{}").unwrap();
     claim
-        .write_exit(&ExitRecord::now(ExitReason::PowerOff, ""))
+        .open_exit()
+        .unwrap()
+        .write(&ExitRecord::now(ExitReason::PowerOff, ""))
         .unwrap();
     fs::create_dir(claim.dir().path().join("folder")).unwrap();
     let dir = claim.dir().clone();
@@ -138,7 +140,7 @@ fn a_claim_can_be_handed_over() {
     let lock = claim.lock().try_clone().unwrap();
     let path = claim.dir().path().to_owned();
     drop(claim);
-    let taken = MachineClaim::inherit(&path, lock.into()).unwrap();
+    let taken = MachineClaim::inherit(&path, lock.into(), 7).unwrap();
     assert!(matches!(
         runtime.claim("a"),
         Err(RuntimeDirError::NameInUse { .. })
@@ -147,7 +149,7 @@ fn a_claim_can_be_handed_over() {
     drop(runtime.claim("a").unwrap());
 
     let old = runtime.claim("a").unwrap();
-    let shared = MachineClaim::inherit(&path, old.lock().try_clone().unwrap().into()).unwrap();
+    let shared = MachineClaim::inherit(&path, old.lock().try_clone().unwrap().into(), 7).unwrap();
     old.remove().unwrap();
     let new = runtime.claim("a").unwrap();
     new.write_config("{}").unwrap();
@@ -155,7 +157,7 @@ fn a_claim_can_be_handed_over() {
     assert_eq!(new.dir().config_json().unwrap().as_deref(), Some("{}"));
 
     let other = File::open("/dev/null").unwrap();
-    let wrong = MachineClaim::inherit(&path, other.into());
+    let wrong = MachineClaim::inherit(&path, other.into(), 7);
     assert!(matches!(wrong, Err(RuntimeDirError::Insecure { .. })));
 }
 

@@ -11,9 +11,10 @@ use std::mem;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
+use edgevmm_sandbox::{Kind, enter, threads};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{Operation, Request};
@@ -162,8 +163,10 @@ impl Crew {
 
     fn start(self: &Arc<Self>, queue: &mut Queue) -> io::Result<()> {
         let crew = Arc::clone(self);
-        let builder = Builder::new().name(self.name.clone());
-        let handle = builder.stack_size(STACK_SIZE).spawn(move || crew.run())?;
+        let handle = threads::spawn(self.name.clone(), STACK_SIZE, move || {
+            enter(Kind::DiskHelper);
+            crew.run();
+        })?;
         queue.handles.retain(|handle| !handle.is_finished());
         queue.handles.push(handle);
         queue.threads += 1;

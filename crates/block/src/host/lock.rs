@@ -125,10 +125,13 @@ fn fcntl(
 /// The kernel does not tell who holds such a lock; who has the file open is the next best thing.
 fn find_holder(file: &File) -> Option<u32> {
     let wanted = identity(&file.metadata().ok()?);
+    // In a process namespace of its own this process is another one there.
+    let own = std::fs::read_link("/proc/self").ok();
     std::fs::read_dir("/proc")
         .ok()?
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
-        .filter(|&pid| pid != std::process::id())
+        .filter_map(|entry| Some(entry.ok()?.file_name()))
+        .filter(|name| own.as_ref().is_none_or(|own| own.as_os_str() != name))
+        .filter_map(|name| name.to_str()?.parse::<u32>().ok())
         .find(|pid| has_open(Path::new(&format!("/proc/{pid}/fd")), wanted))
 }
 

@@ -4,8 +4,9 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
+use edgevmm_sandbox::{Kind, enter, threads};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::drive::Drive;
@@ -37,21 +38,20 @@ impl Worker {
         let (report, started) = sync_channel(1);
         let (woken, halted) = (Arc::clone(&wake), Arc::clone(&halt));
         let (drive, registers, memory) = (drive.clone(), registers.clone(), memory.clone());
-        let thread = Builder::new()
-            .name(drive.name().to_owned())
-            .stack_size(STACK_SIZE)
-            .spawn(move || {
-                // An io_uring belongs to the thread that makes it.
-                match Server::new(drive, registers, memory, &woken, halted) {
-                    Ok(server) => {
-                        let _ = report.send(Ok(()));
-                        server.run();
-                    }
-                    Err(error) => {
-                        let _ = report.send(Err(error));
-                    }
+        let name = drive.name().to_owned();
+        let thread = threads::spawn(name, STACK_SIZE, move || {
+            // An io_uring belongs to the thread that makes it.
+            match Server::new(drive, registers, memory, &woken, halted) {
+                Ok(server) => {
+                    enter(Kind::Disk);
+                    let _ = report.send(Ok(()));
+                    server.run();
                 }
-            })?;
+                Err(error) => {
+                    let _ = report.send(Err(error));
+                }
+            }
+        })?;
         started.recv().map_err(io::Error::other)??;
         Ok(Self {
             thread: Some(thread),

@@ -22,6 +22,7 @@ pub(super) fn checks(host: &Host) -> Vec<Check> {
         huge_pages(&memory),
         cgroups(host),
         io_uring(host),
+        sandbox(),
         containerd(),
     ]
 }
@@ -121,6 +122,20 @@ fn io_uring(host: &Host) -> Check {
         None | Some("0") => Check::ok(name, "allowed"),
         Some(_) => Check::ok(name, "not allowed; disks use plain reads and writes"),
     }
+}
+
+fn sandbox() -> Check {
+    let name = "sandbox";
+    let layers = edgevmm_sandbox::host_layers();
+    if layers.missing().is_empty() {
+        return Check::ok(name, layers.to_string());
+    }
+    Check::warn(
+        name,
+        layers.to_string(),
+        "a VMM that a guest took over is held by the other layers; Linux 5.13 or newer with \
+         CONFIG_SECURITY_LANDLOCK and unprivileged user namespaces, or root, has all",
+    )
 }
 
 fn containerd() -> Check {

@@ -38,6 +38,9 @@ struct Machine {
     /// Whether a guest agent is there to be asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     agent: Option<&'static str>,
+    /// What its sandbox consists of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sandbox: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     exit: Option<ExitRecord>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -60,6 +63,7 @@ impl Machine {
             resets: None,
             console_pty: None,
             agent: None,
+            sandbox: None,
             exit: None,
             config: config.and_then(|text| serde_json::from_str(&text).ok()),
         };
@@ -81,6 +85,7 @@ impl Machine {
         self.uptime_seconds = answer.uptime.map(|uptime| uptime.seconds);
         self.resets = Some(answer.resets);
         self.console_pty = Some(answer.console_pty).filter(|path| !path.is_empty());
+        self.sandbox = Some(answer.sandbox).filter(|sandbox| !sandbox.is_empty());
         self.exit = answer.exit.map(ExitRecord::from);
     }
 

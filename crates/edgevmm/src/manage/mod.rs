@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use edgevmm_api::files::HandedFile;
 use edgevmm_api::v1::{
     ChangeMediumRequest, GetVersionRequest, KillRequest, PauseRequest, ResetRequest,
     ResizeDiskRequest, ResumeRequest, StopRequest, WaitRequest,
@@ -170,15 +171,27 @@ pub async fn media(args: &MediaArgs) -> Outcome {
             path.map_err(|path| Failure::usage(unfit(path)))?
         }
     };
-    let (_, mut client) = connect(&args.name).await?;
+    let (dir, mut client) = connect(&args.name).await?;
+    let image = args.path.as_deref();
+    let handed = image.map(|image| hand_over(&dir, image)).transpose()?;
     let request = ChangeMediumRequest {
         drive: args.drive.clone(),
         path,
         force: args.force,
+        file: handed.as_ref().map_or(0, HandedFile::number),
     };
     let answer = client.change_medium(request).await;
     answer.map_err(|status| refused("change the medium of", &args.name, &status))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Hands a file to a VMM, to be read.
+fn hand_over(dir: &MachineDir, path: &Path) -> Result<HandedFile, Failure> {
+    let file = edgevmm_block::open_path(path, false).map_err(Failure::host)?;
+    let name = dir.name();
+    let handed = HandedFile::new(&dir.files_socket(), &file);
+    let handed = handed.with_context(|| format!("Can't hand {} to {name}", path.display()))?;
+    Ok(handed)
 }
 
 /// Presses power buttons and waits for the ends.

@@ -6,8 +6,9 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
+use edgevmm_sandbox::{Kind, enter, threads};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
@@ -49,6 +50,7 @@ pub fn copy_output(
 ) -> Result<JoinHandle<()>, ConsoleError> {
     let mut reader = hub.reader(HISTORY as u64);
     let body = move || {
+        enter(Kind::Copy);
         let mut buffer = [0; 4096];
         loop {
             let chunk = reader.read_blocking(&mut buffer);
@@ -71,11 +73,7 @@ pub fn copy_output(
             }
         }
     };
-    Builder::new()
-        .name("console-out".into())
-        .stack_size(STACK)
-        .spawn(body)
-        .map_err(ConsoleError::Thread)
+    threads::spawn("console-out".into(), STACK, body).map_err(ConsoleError::Thread)
 }
 
 /// Types what comes from `source` into the console, on a thread, until its end. The end of the
@@ -89,6 +87,7 @@ pub fn copy_input(
 ) -> Result<JoinHandle<()>, ConsoleError> {
     let hub = Arc::clone(hub);
     let body = move || {
+        enter(Kind::Copy);
         let mut buffer = [0; 1024];
         loop {
             match source.read(&mut buffer) {
@@ -99,11 +98,7 @@ pub fn copy_input(
             }
         }
     };
-    Builder::new()
-        .name("console-in".into())
-        .stack_size(STACK)
-        .spawn(body)
-        .map_err(ConsoleError::Thread)
+    threads::spawn("console-in".into(), STACK, body).map_err(ConsoleError::Thread)
 }
 
 /// Types `bytes` at the guest's pace.

@@ -246,7 +246,10 @@ impl Vcpus {
             let thread = Builder::new()
                 .name(format!("vcpu{index}"))
                 .stack_size(STACK)
-                .spawn(move || runner.main())
+                .spawn(move || {
+                    edgevmm_sandbox::enter(edgevmm_sandbox::Kind::Vcpu);
+                    runner.main();
+                })
                 .map_err(KvmError::Open)?;
             all.handles.push(Handle {
                 control,

@@ -32,7 +32,7 @@ use edgevmm_devices::virtio::console::Resizer;
 pub use builder::BuildError;
 pub use network::NetworkError;
 pub use state::MachineState;
-pub use storage::{Overlay, StorageError, disk_paths, open_disc, overlay_of};
+pub use storage::{Overlay, StorageError, disk_paths, overlay_of, use_disc};
 
 use crate::agent::Agent;
 use crate::boot::{BootError, BootPlan};
@@ -165,6 +165,11 @@ impl Machine {
     /// Looks after the processes that the machine has started, when one of them has ended.
     pub fn check_helpers(&mut self) {
         self.net_helpers.iter_mut().for_each(NetHelper::check);
+    }
+
+    /// The processes that the machine has started, as this process knows them.
+    pub fn helpers(&self) -> Vec<u32> {
+        self.net_helpers.iter().map(NetHelper::pid).collect()
     }
 
     /// Presses the power button.

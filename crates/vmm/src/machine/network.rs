@@ -84,6 +84,11 @@ pub(super) struct NetHelper {
 }
 
 impl NetHelper {
+    /// Process ID.
+    pub(super) fn pid(&self) -> u32 {
+        self.passt.pid()
+    }
+
     /// Says why the process ended, once, if it has.
     pub(super) fn check(&mut self) {
         if self.gone {

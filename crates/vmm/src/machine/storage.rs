@@ -246,8 +246,25 @@ pub fn open_disk(disk: &DiskConfig) -> Result<Arc<dyn BlockBackend>, StorageErro
 /// # Errors
 /// Fails when it is missing, empty or may not be read.
 pub fn open_disc(path: &Path, direct: bool) -> Result<Arc<dyn BlockBackend>, StorageError> {
+    let file = edgevmm_block::open_path(path, false);
+    use_disc(
+        file.map_err(|source| StorageError::disk(path, source))?,
+        path,
+        direct,
+    )
+}
+
+/// As [`open_disc`], of a file that is open, and was at `path`.
+///
+/// # Errors
+/// Fails when it is empty or no file of data.
+pub fn use_disc(
+    file: File,
+    path: &Path,
+    direct: bool,
+) -> Result<Arc<dyn BlockBackend>, StorageError> {
     let error = |source| StorageError::disk(path, source);
-    let file = edgevmm_block::open_path(path, false).map_err(error)?;
+    edgevmm_block::check_opened(&file, path, false).map_err(error)?;
     warn_if_cut_short(path, &file);
     let options = DiskOptions {
         format: Some(ImageFormat::Raw),

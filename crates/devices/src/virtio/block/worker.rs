@@ -3,8 +3,9 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
+use edgevmm_sandbox::{Kind, enter, threads};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::server::{Server, Setup};
@@ -41,23 +42,21 @@ impl Worker {
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let woken = Arc::clone(&wake);
         let (report, started) = sync_channel(1);
-        let thread = Builder::new()
-            .name(name)
-            .stack_size(STACK_SIZE)
-            .spawn(move || {
-                // An io_uring belongs to the thread that makes it.
-                match Server::new(ring, setup, &woken) {
-                    Ok(server) => {
-                        let _ = report.send(Ok(()));
-                        server.run(&kept)
-                    }
-                    Err((error, ring)) => {
-                        let _ = report.send(Err(error));
-                        let queue = ring.into_queue();
-                        Stopped { queue, kept }
-                    }
+        let thread = threads::spawn(name, STACK_SIZE, move || {
+            // An io_uring belongs to the thread that makes it.
+            match Server::new(ring, setup, &woken) {
+                Ok(server) => {
+                    enter(Kind::Disk);
+                    let _ = report.send(Ok(()));
+                    server.run(&kept)
                 }
-            })?;
+                Err((error, ring)) => {
+                    let _ = report.send(Err(error));
+                    let queue = ring.into_queue();
+                    Stopped { queue, kept }
+                }
+            }
+        })?;
         match started.recv() {
             Ok(Ok(())) => Ok(Self { thread, wake }),
             Ok(Err(error)) => Err(error),
