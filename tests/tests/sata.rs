@@ -109,3 +109,35 @@ fn discs_are_read_and_changed() -> Result<()> {
         power_off(guest)
     })
 }
+
+/// GRUB's rescue disc, by El Torito.
+#[test]
+fn a_rescue_disc_shows_its_menu() -> Result<()> {
+    let images = image(Image::Sata)?;
+    on_host(|host| {
+        let disc = host.shared(&images.sata("grub-rescue.iso"))?;
+        let arguments = words("run --firmware bios --cdrom").chain([disc]);
+        let mut guest = Guest::start(host, arguments.chain(SMALL.map(String::from)))?;
+        guest.expect("GNU GRUB", Limit::Boot)?;
+        guest.expect("executed automatically", Limit::Boot)?;
+        Ok(())
+    })
+}
+
+/// The distribution's installer, as a network would start it.
+#[test]
+fn an_installer_asks_its_first_question() -> Result<()> {
+    let images = image(Image::Sata)?;
+    on_host(|host| {
+        let disk = host.shared(&images.sata("installer.raw"))?;
+        let read = |file: &str| format!("debugfs -R 'dump /{file} {file}' '{disk}?offset=1048576'");
+        host.ok(&Command::script(read("linux")))?;
+        host.ok(&Command::script(read("initrd.gz")))?;
+        let arguments = words("run --cpus 1 --memory 1G --net none --kernel linux");
+        let arguments = arguments.chain(words("--initrd initrd.gz --cmdline"));
+        let cmdline = "console=ttyS0 quiet TERM=vt102".to_owned();
+        let mut guest = Guest::start(host, arguments.chain([cmdline]))?;
+        guest.expect("Select a language", Limit::Distribution)?;
+        Ok(())
+    })
+}

@@ -20,12 +20,10 @@ const WORDS: &str = "- *bios* is SeaBIOS and the release's GRUB; *uefi* is CLOUD
     - Kernels are *cloud*, made for virtual machines, and *generic*, made for any.\n";
 
 const ELSEWHERE: &str = "\n## Boots that are elsewhere\n\n\
-    A guest whose RAM disk has no virtio drivers boots from a SATA disk in an end-to-end test \
-    (tests/tests/sata.rs). Two were\nstarted by hand once, on 2026-11-23 in the lab, and no test \
-    does that: the disc of grub-rescue-pc (Debian 12's; `--cdrom\ngrub-rescue-cdrom.iso --firmware \
-    bios`) showed its menu on the serial console, and the kernel and RAM disk of\n\
-    debian-installer-12-netboot-amd64 (`--kernel linux --initrd initrd.gz --cmdline console=ttyS0`, \
-    768 MiB) the installer's\nfirst dialog, which was about low memory.\n";
+    In end-to-end tests (tests/tests/sata.rs): a guest whose RAM disk has no virtio drivers, from a \
+    SATA disk; the disc of\ngrub-rescue-pc to its menu; kernel and RAM disk of \
+    debian-installer-12-netboot-amd64 to the installer's first question.\nDebian has the ISO of \
+    that installer in no package.\n";
 
 /// What the fast firmware left the guest to and why, as the VMM tells it.
 pub fn left(boot: &Boot) -> Option<String> {
