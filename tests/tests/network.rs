@@ -3,33 +3,49 @@
 use anyhow::{Context, Result, ensure};
 use edgevmm_e2e::{Command, Guest, Host, Limit, Process, as_root, net_rom};
 
-/// The tap's address on the host; the guest gets one beside it.
-const TAP_HOST: &str = "192.168.77.1";
 /// SIGKILL.
 const KILL: i32 = 9;
 /// The host's loopback, as the guest of a user network sees it.
 const USER_HOST: &str = "10.0.2.2";
 
-/// A tap with an address, and a DHCP server on it that says more than addresses.
-fn make_tap<'h>(host: &'h Host, more: &str) -> Result<Process<'h>> {
-    let script = format!(
-        "modprobe tun || true; ip tuntap add dev evmtap0 mode tap; \
-         ip address add {TAP_HOST}/24 dev evmtap0; ip link set evmtap0 up; touch leases"
-    );
-    host.ok(&Command::script(script))?;
-    let config = format!(
-        "interface evmtap0\nstart 192.168.77.50\nend 192.168.77.60\nlease_file {}\n\
-         pidfile {}\noption subnet 255.255.255.0\n{more}\n",
-        host.path("leases"),
-        host.path("udhcpd.pid")
-    );
-    let config = host.write("udhcpd.conf", &config)?;
-    host.spawn(&Command::new(host.busybox()?).args(["udhcpd", "-f", "-S", &config]))
+/// A tap of one test's own, and the network on it.
+struct Tap {
+    name: &'static str,
+    /// Its address on the host without the last number; the guest gets one beside it.
+    network: &'static str,
 }
 
-fn remove_tap(host: &Host) -> Result<()> {
-    host.ok(&Command::script("ip link delete evmtap0"))?;
-    Ok(())
+impl Tap {
+    fn make(&self, host: &Host) -> Result<()> {
+        let Self { name, network } = self;
+        host.ok(&Command::script(format!(
+            "modprobe tun || true; ip tuntap add dev {name} mode tap; \
+             ip address add {network}.1/24 dev {name}; ip link set {name} up"
+        )))?;
+        Ok(())
+    }
+
+    /// A DHCP server on it that says more than addresses.
+    fn serve<'h>(&self, host: &'h Host, more: &str) -> Result<Process<'h>> {
+        let Self { name, network } = self;
+        let config = format!(
+            "interface {name}\nstart {network}.50\nend {network}.60\nlease_file {}\n\
+             pidfile {}\noption subnet 255.255.255.0\n{more}\n",
+            host.write("leases", "")?,
+            host.path("udhcpd.pid")
+        );
+        let config = host.write("udhcpd.conf", &config)?;
+        host.spawn(&Command::new(host.busybox()?).args(["udhcpd", "-f", "-S", &config]))
+    }
+
+    fn address(&self) -> String {
+        format!("{}.1", self.network)
+    }
+
+    fn remove(&self, host: &Host) -> Result<()> {
+        host.ok(&Command::script(format!("ip link delete {}", self.name)))?;
+        Ok(())
+    }
 }
 
 /// Waits until somebody of the host listens to a TCP port.
@@ -92,7 +108,12 @@ fn push(host: &Host, guest: &mut Guest<'_>, forward: u16, hash: &str) -> Result<
 #[test]
 fn tap_and_user_network_carry_data_both_ways() -> Result<()> {
     as_root(|host| {
-        let dhcp = make_tap(host, "")?;
+        let tap = Tap {
+            name: "evmtap0",
+            network: "192.168.77",
+        };
+        tap.make(host)?;
+        let dhcp = tap.serve(host, "")?;
         host.ok(&Command::script("head -c 64M /dev/urandom > payload"))?;
         let hash = host.sha256("payload")?;
         let forward = host.free_port()?;
@@ -119,8 +140,9 @@ fn tap_and_user_network_carry_data_both_ways() -> Result<()> {
         let mac = guest.sh("cat /sys/class/net/eth0/address")?;
         ensure!(mac == "52:54:00:aa:bb:cc", "{mac}");
 
-        fetch(host, &mut guest, TAP_HOST, TAP_HOST, &hash)?;
-        send(host, &mut guest, TAP_HOST, TAP_HOST, &hash)?;
+        let address = tap.address();
+        fetch(host, &mut guest, &address, &address, &hash)?;
+        send(host, &mut guest, &address, &address, &hash)?;
         fetch(host, &mut guest, "127.0.0.1", USER_HOST, &hash)?;
         send(host, &mut guest, "127.0.0.1", USER_HOST, &hash)?;
         push(host, &mut guest, forward, &hash)?;
@@ -131,7 +153,7 @@ fn tap_and_user_network_carry_data_both_ways() -> Result<()> {
         host.ok(&Command::script(passt))
             .context("passt outlives its machine")?;
         dhcp.signal(15)?;
-        remove_tap(host)
+        tap.remove(host)
     })
 }
 
@@ -140,16 +162,22 @@ fn tap_and_user_network_carry_data_both_ways() -> Result<()> {
 fn a_network_is_booted_from() -> Result<()> {
     let rom = net_rom()?;
     as_root(|host| {
-        let more = format!("siaddr {TAP_HOST}\nboot_file http://{TAP_HOST}:8077/boot.ipxe");
-        let dhcp = make_tap(host, &more)?;
+        let tap = Tap {
+            name: "evmtap2",
+            network: "192.168.79",
+        };
+        tap.make(host)?;
+        let address = tap.address();
+        let more = format!("siaddr {address}\nboot_file http://{address}:8077/boot.ipxe");
+        let dhcp = tap.serve(host, &more)?;
         // A variable, so that the script itself does not have what it prints.
         let script = "#!ipxe\necho BOOTED BY ${netX/mac}\n";
         host.write("boot.ipxe", script)?;
-        let listen = format!("{TAP_HOST}:8077");
+        let listen = format!("{address}:8077");
         let web = ["httpd", "-f", "-p", &listen, "-h", &host.path("")];
         let web = host.spawn(&Command::new(host.busybox()?).args(web))?;
         let mac = "52:54:00:aa:bb:cc";
-        let net = format!("tap=evmtap0,mac={mac},bootindex=0");
+        let net = format!("tap={},mac={mac},bootindex=0", tap.name);
         let rom = host.copy(&rom, "net.rom")?;
         let machine = ["run", "--cpus", "1", "--memory", "64M", "--net-rom", &rom];
         let mut guest = Guest::start(host, machine.into_iter().chain(["--net", &net]))?;
@@ -158,7 +186,7 @@ fn a_network_is_booted_from() -> Result<()> {
         drop(guest);
         web.signal(15)?;
         dhcp.signal(15)?;
-        remove_tap(host)
+        tap.remove(host)
     })
 }
 
@@ -166,10 +194,12 @@ fn a_network_is_booted_from() -> Result<()> {
 #[test]
 fn a_guest_on_a_tap_gets_the_address_that_it_is_meant_to_have() -> Result<()> {
     as_root(|host| {
-        host.ok(&Command::script(
-            "modprobe tun || true; ip tuntap add dev evmtap1 mode tap; \
-             ip address add 192.168.78.1/24 dev evmtap1; ip link set evmtap1 mtu 1400 up",
-        ))?;
+        let tap = Tap {
+            name: "evmtap1",
+            network: "192.168.78",
+        };
+        tap.make(host)?;
+        host.ok(&Command::script("ip link set evmtap1 mtu 1400"))?;
         let mut arguments = Guest::shell_arguments(host, "")?;
         let machine = ["--cpus", "1", "--memory", "256M", "--net"];
         arguments.extend(machine.map(String::from));
@@ -190,7 +220,6 @@ fn a_guest_on_a_tap_gets_the_address_that_it_is_meant_to_have() -> Result<()> {
         guest.sh("ping -c 1 192.168.78.1")?;
         guest.type_in("poweroff -f\n")?;
         guest.end(Limit::Boot)?.expect_code(0)?;
-        host.ok(&Command::script("ip link delete evmtap1"))?;
-        Ok(())
+        tap.remove(host)
     })
 }
