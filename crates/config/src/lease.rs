@@ -43,7 +43,7 @@ pub struct RouteConfig {
 
 /// Why a text is no network or route.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NetworkError {
+pub enum NetworkTextError {
     /// A network.
     #[error("`{0}` is not an address with the bits of its network: write it like 10.42.0.7/24")]
     Network(String),
@@ -53,7 +53,7 @@ pub enum NetworkError {
 }
 
 impl FromStr for Network {
-    type Err = NetworkError;
+    type Err = NetworkTextError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let parts = text.split_once('/').and_then(|(address, prefix)| {
@@ -66,7 +66,7 @@ impl FromStr for Network {
         });
         match parts {
             Some((address, prefix)) => Ok(Self { address, prefix }),
-            None => Err(NetworkError::Network(text.to_owned())),
+            None => Err(NetworkTextError::Network(text.to_owned())),
         }
     }
 }
@@ -78,13 +78,13 @@ impl fmt::Display for Network {
 }
 
 impl FromStr for RouteConfig {
-    type Err = NetworkError;
+    type Err = NetworkTextError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (network, gateway) = match text.split_once('@') {
             Some((network, gateway)) => {
                 let gateway = gateway.parse();
-                let gateway = gateway.map_err(|_| NetworkError::Route(text.to_owned()))?;
+                let gateway = gateway.map_err(|_| NetworkTextError::Route(text.to_owned()))?;
                 (network, Some(gateway))
             }
             None => (text, None),

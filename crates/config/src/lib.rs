@@ -34,7 +34,7 @@ pub use drive::{DiskBus, DiskKind, SATA_PORTS};
 pub use file::{ConfigFileError, ConfigTextError, MAX_FILE_SIZE};
 pub use flag::{FlagError, escape_value};
 pub use incident::{PanicAction, WatchdogAction, WatchdogConfig};
-pub use lease::{LeaseConfig, Network, NetworkError, RouteConfig};
+pub use lease::{LeaseConfig, Network, NetworkTextError, RouteConfig};
 pub use mac::{MacAddr, MacAddrError};
 pub use name::{MAX_NAME_LEN, NameError, check_name, name_from};
 pub use net::{

@@ -23,6 +23,17 @@ const STOP_TIMEOUT: u32 = 86_400;
 /// A weight of one processor.
 const SHARES_PER_CPU: u64 = 1024;
 
+/// What every container of a pod is given without being asked, and a guest does without: its network
+/// and name come otherwise, and its log is its console.
+const GIVEN: [&str; 6] = [
+    "/etc/hostname",
+    "/etc/hosts",
+    "/etc/resolv.conf",
+    "/dev/shm",
+    "/dev/termination-log",
+    "/var/run/secrets/kubernetes.io/serviceaccount",
+];
+
 /// Why a container is no machine.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
@@ -32,6 +43,12 @@ pub enum MachineError {
     /// By its image.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// By its volumes.
+    #[error(
+        "A machine can't have volumes yet: take those mounted at {0} out of the container, or put \
+         what they have into its image"
+    )]
+    Volumes(String),
     /// As a whole.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -68,6 +85,7 @@ pub enum MachineError {
 /// When it describes none.
 pub fn describe(name: &str, spec: &Spec, root: &Path) -> Result<VmConfig, MachineError> {
     let annotations = Annotations::parse(&spec.annotations)?;
+    refuse_volumes(spec)?;
     let image = Image::new(root);
     let disk = image.disk(annotations.disk.as_deref())?;
     if disk.is_none() && annotations.kernel.is_none() {
@@ -108,6 +126,17 @@ pub fn describe(name: &str, spec: &Spec, root: &Path) -> Result<VmConfig, Machin
     };
     vm.validate()?;
     Ok(vm)
+}
+
+/// A volume that is left out in silence would look like lost data.
+fn refuse_volumes(spec: &Spec) -> Result<(), MachineError> {
+    let volumes = spec.mounts.iter().filter(|mount| mount.is_bind());
+    let places = volumes.map(|mount| mount.destination.as_str());
+    let places: Vec<_> = places.filter(|place| !GIVEN.contains(place)).collect();
+    match places.as_slice() {
+        [] => Ok(()),
+        some => Err(MachineError::Volumes(some.join(", "))),
+    }
 }
 
 /// As many vCPUs as the container may use processors, or has a weight for; one when nothing is
@@ -203,6 +232,32 @@ mod tests {
         let unknown = ("edgevmm.io/x".to_owned(), String::new());
         spec.annotations.extend([unknown]);
         describe("vm", &spec, root.path()).unwrap_err();
+    }
+
+    #[test]
+    fn volumes_are_refused_by_where_they_are() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("disk")).unwrap();
+        std::fs::write(root.path().join("disk/d.raw"), "x").unwrap();
+        let mut spec: Spec = serde_json::from_str(
+            r#"{"mounts": [
+                {"destination": "/proc", "type": "proc"},
+                {"destination": "/dev/shm", "type": "bind", "options": ["rbind", "ro"]},
+                {"destination": "/etc/hosts", "type": "bind", "options": ["rbind", "rw"]}]}"#,
+        )
+        .unwrap();
+        describe("vm", &spec, root.path()).unwrap();
+        for (destination, kind, options) in
+            [("/data", "bind", vec![]), ("/more", "", vec!["rbind"])]
+        {
+            spec.mounts.push(crate::spec::Mount {
+                destination: destination.into(),
+                kind: kind.into(),
+                options: options.into_iter().map(String::from).collect(),
+            });
+        }
+        let error = describe("vm", &spec, root.path()).unwrap_err().to_string();
+        assert!(error.contains("at /data, /more out"), "{error}");
     }
 
     proptest! {

@@ -45,6 +45,8 @@ pub struct Spec {
     pub hostname: String,
     /// What others tell of it.
     pub annotations: BTreeMap<String, String>,
+    /// What is mounted in it.
+    pub mounts: Vec<Mount>,
     /// What is Linux's.
     pub linux: Linux,
 }
@@ -55,6 +57,27 @@ pub struct Spec {
 pub struct Root {
     /// Absolute, or relative to the bundle.
     pub path: PathBuf,
+}
+
+/// Something mounted in the container.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Mount {
+    /// Where.
+    pub destination: String,
+    /// Kind of file system, or `bind`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// How.
+    pub options: Vec<String>,
+}
+
+impl Mount {
+    /// Whether it shows something of the host.
+    pub fn is_bind(&self) -> bool {
+        let bind = |option: &String| matches!(option.as_str(), "bind" | "rbind");
+        self.kind == "bind" || self.options.iter().any(bind)
+    }
 }
 
 /// What is Linux's.

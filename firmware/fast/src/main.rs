@@ -41,6 +41,7 @@ const MAP_MAX: u32 = 64;
 /// The control port, for whoever fails where it is not known.
 static PORT: AtomicU16 = AtomicU16::new(0);
 
+// SAFETY: The linker script defines it; only its address is taken.
 unsafe extern "C" {
     static __bss_end: u8;
 }

@@ -11,9 +11,6 @@ use vm_memory::VolatileSlice;
 
 use super::network::TapBackend;
 
-/// The longest question that is looked at: a packet of a network's usual MTU.
-const MAX_QUESTION: usize = MAX_FRAME;
-
 /// What answers an interface with the address `mac` whose packets have up to `mtu` bytes.
 pub(super) fn responder(lease: &LeaseConfig, mac: MacAddr, mtu: u16) -> Responder {
     let routes = lease.routes.iter().map(|route| Route {
@@ -39,7 +36,8 @@ pub(super) fn responder(lease: &LeaseConfig, mac: MacAddr, mtu: u16) -> Responde
 pub(super) struct LeasedTap {
     tap: TapBackend,
     responder: Responder,
-    /// Where a question is copied to, so that the guest can't change it any more.
+    /// Where a question, as long as an answer at most, is copied to, so that the guest can't change
+    /// it any more.
     question: Box<[u8]>,
     /// The newest answer, behind a header that asks for nothing.
     answer: Box<[u8]>,
@@ -52,7 +50,7 @@ impl LeasedTap {
         Self {
             tap,
             responder,
-            question: vec![0; MAX_QUESTION].into(),
+            question: vec![0; MAX_FRAME].into(),
             answer: vec![0; VNET_HEADER + MAX_FRAME].into(),
             answer_len: None,
         }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use edgevmm_config::{NetBackendConfig, NetConfig, PortForward, Protocol, VmConfig};
+use edgevmm_config::{MacAddr, NetBackendConfig, PortForward, Protocol, VmConfig};
 use edgevmm_devices::platform::DeviceLoop;
 use edgevmm_devices::virtio::VirtioDevice;
 use edgevmm_devices::virtio::net::{self, GuestOffloads, Net, NetBackend};
@@ -117,11 +117,11 @@ pub(super) fn open(
     let mut nics = Vec::with_capacity(config.nets.len());
     let mut helpers = Vec::new();
     for (index, net) in config.nets.iter().enumerate() {
+        let mac = net.mac.unwrap_or_else(|| identity::mac(uuid, index));
         let (backend, mtu): (Box<dyn NetBackend>, _) = match &net.backend {
             NetBackendConfig::Tap { tap, lease } => {
                 let (backend, mtu) =
                     open_tap(tap).map_err(|source| NetworkError::Tap { index, source })?;
-                let mac = net.mac.unwrap_or_else(|| identity::mac(uuid, index));
                 match lease {
                     None => (Box::new(backend), Some(mtu)),
                     Some(lease) => {
@@ -150,7 +150,7 @@ pub(super) fn open(
             }
         };
         nics.push(OpenNic {
-            config: device_config(index, net, uuid, mtu),
+            config: device_config(index, mac, mtu),
             backend,
             boot_order: net.bootindex,
         });
@@ -158,8 +158,7 @@ pub(super) fn open(
     Ok((nics, helpers))
 }
 
-fn device_config(index: usize, net: &NetConfig, uuid: Uuid, mtu: Option<u16>) -> net::NetConfig {
-    let mac = net.mac.unwrap_or_else(|| identity::mac(uuid, index));
+fn device_config(index: usize, mac: MacAddr, mtu: Option<u16>) -> net::NetConfig {
     net::NetConfig {
         name: format!("net{index}"),
         mac: mac.0,
@@ -280,7 +279,7 @@ mod tests {
     use std::io::Write;
     use std::path::PathBuf;
 
-    use edgevmm_config::MacAddr;
+    use edgevmm_config::{MacAddr, NetConfig};
     use nix::poll::{PollFd, PollFlags, poll};
 
     use super::*;

@@ -73,6 +73,7 @@ static IDT: ForProcessor<[[u64; 2]; GATES]> = ForProcessor(UnsafeCell::new([[0; 
 static TASK: ForProcessor<[u32; 26]> = ForProcessor(UnsafeCell::new([0; 26]));
 static GATE_STACK: ForProcessor<[u64; 32]> = ForProcessor(UnsafeCell::new([0; 32]));
 
+// SAFETY: The entry code has both, without arguments; only their addresses are taken.
 unsafe extern "C" {
     fn interrupt_failed();
     fn interrupt_late();
