@@ -6,6 +6,11 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+/// The boot firmware, beside `edgevmm`, where that finds it, too.
+pub(crate) const FIRMWARE: &str = "edgevmm-fast";
+/// The program that containerd starts, beside `edgevmm`.
+pub(crate) const SHIM: &str = "containerd-shim-edgevmm-v1";
+
 /// The root of the workspace.
 pub(crate) fn workspace() -> &'static Path {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -26,7 +31,8 @@ pub(crate) fn edgevmm() -> Result<PathBuf> {
     }
     let output = cargo()
         .args(["build", "--release", "--quiet", "--package", "edgevmm"])
-        .args(["--package", "edgevmm-fast", "--bin", "edgevmm-fast"])
+        .args(["--package", FIRMWARE, "--bin", FIRMWARE])
+        .args(["--package", "edgevmm-shim", "--bin", SHIM])
         .args([
             "--bin",
             "edgevmm",
@@ -43,9 +49,4 @@ pub(crate) fn edgevmm() -> Result<PathBuf> {
         .filter(|message| message["target"]["name"] == "edgevmm")
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
         .context("cargo does not say where it put edgevmm")
-}
-
-/// The boot firmware beside `edgevmm`, where that finds it, too.
-pub(crate) fn firmware(edgevmm: &Path) -> PathBuf {
-    edgevmm.with_file_name("edgevmm-fast")
 }

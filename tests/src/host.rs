@@ -94,9 +94,11 @@ impl Host {
         let lab = Lab::start_with(&options)?;
         let edgevmm = format!("{LAB_DIR}/edgevmm");
         lab.put(&binary, &edgevmm)?;
-        let firmware = binary::firmware(&binary);
-        if firmware.exists() {
-            lab.put(&firmware, &format!("{LAB_DIR}/edgevmm-fast"))?;
+        for beside in [binary::FIRMWARE, binary::SHIM] {
+            let file = binary.with_file_name(beside);
+            if file.exists() {
+                lab.put(&file, &format!("{LAB_DIR}/{beside}"))?;
+            }
         }
         let host = Self {
             place: Place::Lab(lab, slot),
@@ -165,8 +167,15 @@ impl Host {
     /// The path of the boot firmware beside `edgevmm`.
     #[must_use]
     pub fn fast_firmware(&self) -> String {
-        let firmware = binary::firmware(Path::new(&self.edgevmm));
+        let firmware = Path::new(&self.edgevmm).with_file_name(binary::FIRMWARE);
         firmware.display().to_string()
+    }
+
+    /// The folder of `edgevmm`, and of containerd's shim.
+    #[must_use]
+    pub fn programs(&self) -> &str {
+        let folder = self.edgevmm.rsplit_once('/');
+        folder.map_or(".", |(folder, _)| folder)
     }
 
     /// A call of `edgevmm`, whose machines are this test's own.

@@ -8,6 +8,7 @@
 
 mod binary;
 mod command;
+mod containerd;
 mod guest;
 mod host;
 mod native;
@@ -19,12 +20,14 @@ use anyhow::{Context, Result};
 use xtask::lab::Machine;
 
 pub use command::{Command, Output};
+pub use containerd::Node;
 pub use guest::{Guest, SMALL};
 pub use host::{Host, Limit};
 pub use prepare::{image, net_rom};
 pub use process::Process;
 pub use xtask::images::{Image, Images};
 pub use xtask::lab::WindowSize;
+pub use xtask::pods::Containerd;
 
 /// Runs a test where guests boot.
 ///

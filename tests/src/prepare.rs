@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use xtask::images::{Image, Images};
 use xtask::lab::{Layout, setup_tools};
+use xtask::pods::Pods;
 
 use crate::binary::cargo;
 
@@ -17,6 +18,14 @@ pub fn image(image: Image) -> Result<Images> {
     let images = Images::of_this_user();
     images.ensure(image)?;
     Ok(images)
+}
+
+/// What runs containers.
+///
+/// # Errors
+/// It cannot be had.
+pub(crate) fn pods() -> Result<Pods> {
+    Pods::ensure()
 }
 
 /// A busybox that runs anywhere, with a DHCP server in it.

@@ -24,6 +24,13 @@ pub fn images_dir() -> PathBuf {
     )
 }
 
+/// Where container runtimes for tests live: `$EDGEVMM_PODS`, or `edgevmm/pods` in the user's cache
+/// directory.
+#[must_use]
+pub fn pods_dir() -> PathBuf {
+    absolute(std::env::var_os("EDGEVMM_PODS").map_or_else(|| user_cache().join("pods"), Into::into))
+}
+
 fn absolute(path: PathBuf) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
 }

@@ -11,5 +11,6 @@ mod kernel;
 pub mod kvm;
 pub mod lab;
 mod packages;
+pub mod pods;
 pub mod process;
 pub mod progress;

@@ -7,6 +7,9 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use xtask::progress::step;
 
+/// The program that containerd starts.
+const SHIM: &str = "containerd-shim-edgevmm-v1";
+
 /// Cargo, as called by whoever calls this.
 pub fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -21,7 +24,8 @@ pub fn workspace() -> PathBuf {
     manifest.parent().map(PathBuf::from).unwrap_or(manifest)
 }
 
-/// Builds `edgevmm` and its boot firmware beside it for release, and returns the path of the first.
+/// Builds `edgevmm`, its boot firmware and containerd's shim beside it for release, and returns the
+/// path of the first.
 ///
 /// # Errors
 /// It does not build.
@@ -30,6 +34,7 @@ pub fn release_binary() -> Result<PathBuf> {
         let mut build = cargo();
         build.args(["build", "--package", "edgevmm", "--bin", "edgevmm"]);
         build.args(["--package", "edgevmm-fast", "--bin", "edgevmm-fast"]);
+        build.args(["--package", "edgevmm-shim", "--bin", SHIM]);
         release(&mut build, "edgevmm", &[])
     })
 }
