@@ -429,6 +429,13 @@ pub struct PsArgs {
 pub struct ConsoleArgs {
     /// The machine
     pub name: String,
+    #[command(flatten)]
+    pub flags: ConsoleFlags,
+}
+
+/// How to attach to a console.
+#[derive(Debug, Args)]
+pub struct ConsoleFlags {
     /// Only watch
     #[arg(long, conflicts_with = "exclusive")]
     pub read_only: bool,

@@ -33,14 +33,14 @@ const HELP: &str = "Ctrl-A x: detach, the machine goes on. Ctrl-A Ctrl-A: type C
 /// When the machine isn't there or ends the connection.
 pub async fn run(args: ConsoleArgs) -> Outcome {
     let (dir, mut client) = manage::connect(&args.name).await?;
-    let access = match (args.read_only, args.exclusive) {
+    let access = match (args.flags.read_only, args.flags.exclusive) {
         (true, _) => ConsoleAccess::ReadOnly,
         (false, true) => ConsoleAccess::Exclusive,
         (false, false) => ConsoleAccess::Shared,
     };
     let (requests, receiver) = mpsc::channel(QUEUE);
     let open = ConsoleOpen {
-        history: args.history.map(|size| size.0),
+        history: args.flags.history.map(|size| size.0),
         access: access.into(),
         size: term::size(),
     };
@@ -57,7 +57,7 @@ pub async fn run(args: ConsoleArgs) -> Outcome {
             args.name
         ));
     }
-    let end = attached(output, requests, raw.is_some(), args.read_only).await;
+    let end = attached(output, requests, raw.is_some(), args.flags.read_only).await;
     drop(raw);
     match end? {
         End::Detached => eprintln!("[detached from {}]", args.name),

@@ -3,6 +3,7 @@
 mod agent;
 mod cli;
 mod console;
+mod ctl;
 mod detach;
 mod doctor;
 mod escape;
@@ -36,12 +37,10 @@ use rate_limit::RateLimit;
 const DEFAULT_FILTER: &str = "warn";
 
 fn main() -> ExitCode {
-    let result = match Cli::try_parse() {
-        Ok(cli) => {
-            let detached = matches!(cli.command, Command::Vmm(_));
-            start_log(&cli.log, detached).and_then(|filter| dispatch(cli.command, &filter))
-        }
-        Err(error) => wrong_usage(&error),
+    let result = if ctl::is_meant() {
+        ctl::run()
+    } else {
+        edgevmm()
     };
     let code = result.unwrap_or_else(|failure| {
         term::tell(&failure);
@@ -51,8 +50,18 @@ fn main() -> ExitCode {
     code
 }
 
+fn edgevmm() -> Outcome {
+    match Cli::try_parse() {
+        Ok(cli) => {
+            let detached = matches!(cli.command, Command::Vmm(_));
+            start_log(&cli.log, detached).and_then(|filter| dispatch(cli.command, &filter))
+        }
+        Err(error) => wrong_usage(&error, &Cli::command()),
+    }
+}
+
 /// Prints the help that was asked for, or brings clap's words into the form of all others.
-fn wrong_usage(error: &clap::Error) -> Outcome {
+fn wrong_usage(error: &clap::Error, of: &clap::Command) -> Outcome {
     if !error.use_stderr() {
         error.print().context("Can't print the help")?;
         return Ok(ExitCode::SUCCESS);
@@ -66,9 +75,10 @@ fn wrong_usage(error: &clap::Error) -> Outcome {
         .to_owned();
     let tip = paragraphs.find_map(|text| text.strip_prefix("tip: ").map(ToOwned::to_owned));
     let command = std::env::args().nth(1);
-    let command = command.filter(|name| Cli::command().find_subcommand(name).is_some());
+    let command = command.filter(|name| of.find_subcommand(name).is_some());
     let command = command.map(|name| format!("{name} ")).unwrap_or_default();
-    let hint = tip.unwrap_or_else(|| format!("`edgevmm {command}--help` shows what there is"));
+    let hint =
+        tip.unwrap_or_else(|| format!("`{} {command}--help` shows what there is", of.get_name()));
     Err(Failure::usage(anyhow::Error::msg(message)).hint(hint))
 }
 

@@ -8,8 +8,8 @@ use prost_types::Any;
 use tokio::sync::{mpsc, watch};
 
 use crate::proto::events::{
-    Envelope, ForwardRequest, TaskCreate, TaskDelete, TaskExit, TaskOom, TaskPaused, TaskResumed,
-    TaskStart,
+    Envelope, ForwardRequest, TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit,
+    TaskOom, TaskPaused, TaskResumed, TaskStart,
 };
 use crate::proto::{any, now};
 use crate::ttrpc;
@@ -31,7 +31,11 @@ pub enum Event {
     Create(TaskCreate),
     /// It runs.
     Start(TaskStart),
-    /// It has ended.
+    /// A program is to be run in it.
+    ExecAdded(TaskExecAdded),
+    /// The program runs.
+    ExecStarted(TaskExecStarted),
+    /// It, or a program in it, has ended.
     Exit(TaskExit),
     /// It is no more.
     Delete(TaskDelete),
@@ -48,6 +52,8 @@ impl Event {
         match self {
             Self::Create(_) => "/tasks/create",
             Self::Start(_) => "/tasks/start",
+            Self::ExecAdded(_) => "/tasks/exec-added",
+            Self::ExecStarted(_) => "/tasks/exec-started",
             Self::Exit(_) => "/tasks/exit",
             Self::Delete(_) => "/tasks/delete",
             Self::Paused(_) => "/tasks/paused",
@@ -60,6 +66,8 @@ impl Event {
         match self {
             Self::Create(event) => any("containerd.events.TaskCreate", event),
             Self::Start(event) => any("containerd.events.TaskStart", event),
+            Self::ExecAdded(event) => any("containerd.events.TaskExecAdded", event),
+            Self::ExecStarted(event) => any("containerd.events.TaskExecStarted", event),
             Self::Exit(event) => any("containerd.events.TaskExit", event),
             Self::Delete(event) => any("containerd.events.TaskDelete", event),
             Self::Paused(event) => any("containerd.events.TaskPaused", event),

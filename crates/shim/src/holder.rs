@@ -1,11 +1,13 @@
 //! The process that stands for a container: it joins the container's control group and namespaces,
-//! waits, and becomes the VMM when it is told to. That of a pod's sandbox only waits.
+//! waits, and becomes the VMM when it is told to. That of a pod's sandbox only waits. A program for a
+//! client of a container (`kubectl exec`) begins in the same way.
 //!
 //! It is this program again (`hold`), as entering namespaces between fork and exec would need code
 //! that must not allocate. It ends when the daemon does.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -34,6 +36,8 @@ pub struct Plan {
     pub hostname: Option<String>,
     /// What to become; the holder of a sandbox becomes nothing.
     pub vmm: Option<Vmm>,
+    /// What to become for a client, in place of a VMM.
+    pub tool: Option<Tool>,
 }
 
 /// A VMM to be started.
@@ -51,26 +55,56 @@ pub struct Vmm {
     pub stdout: PathBuf,
 }
 
+/// A program for a client. What it reads, unless it has a terminal, comes behind the word to start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tool {
+    /// The program.
+    pub program: PathBuf,
+    /// The name it is called by.
+    pub name: String,
+    /// Its arguments.
+    pub arguments: Vec<String>,
+    /// Its environment.
+    pub environment: Vec<(String, PathBuf)>,
+    /// Its terminal, if it has one.
+    pub terminal: Option<PathBuf>,
+    /// FIFO or file of what it writes; none when empty.
+    pub stdout: PathBuf,
+    /// FIFO or file of its messages; none when empty.
+    pub stderr: PathBuf,
+}
+
 /// Is a holder: reads its plan from standard input, and after that the word to start.
 ///
 /// # Errors
 ///
 /// When it can't be what the plan says; the daemon is told.
 pub fn run() -> Result<(), Failure> {
-    let mut lines = io::stdin().lock();
     let mut line = String::new();
-    lines.read_line(&mut line)?;
+    io::stdin().lock().read_line(&mut line)?;
     let plan: Plan = serde_json::from_str(&line)?;
     enter(&plan)?;
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{READY}")?;
     stdout.flush()?;
-    line.clear();
     // The end of input is the end of the daemon.
-    lines.read_line(&mut line)?;
-    match plan.vmm {
-        Some(vmm) if line.trim_end() == START => Err(become_vmm(&vmm)),
-        _ => Ok(()),
+    if !is_told_to_start()? {
+        return Ok(());
+    }
+    match (plan.vmm, plan.tool) {
+        (Some(vmm), _) => Err(become_vmm(&vmm)),
+        (None, Some(tool)) => Err(become_tool(&tool)),
+        (None, None) => Ok(()),
+    }
+}
+
+/// Reads the word and no byte more, as what follows is for the program that comes next.
+fn is_told_to_start() -> io::Result<bool> {
+    let mut input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let mut word = [0; START.len() + 1];
+    match input.read_exact(&mut word) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        result => result.map(|()| word.strip_suffix(b"\n") == Some(START.as_bytes())),
     }
 }
 
@@ -130,6 +164,49 @@ fn become_vmm(vmm: &Vmm) -> Failure {
         .stdout(stdout)
         .exec();
     format!("Can't start {}: {error}", vmm.program.display()).into()
+}
+
+/// Becomes a program for a client; returns only why not.
+fn become_tool(tool: &Tool) -> Failure {
+    // Where memory runs out, clients go before the machine.
+    let _ = fs::write("/proc/self/oom_score_adj", "1000");
+    let open = || -> io::Result<(Stdio, Stdio, Stdio)> {
+        let Some(terminal) = &tool.terminal else {
+            let streams = (end_of(&tool.stdout)?, end_of(&tool.stderr)?);
+            return Ok((Stdio::inherit(), streams.0, streams.1));
+        };
+        // The first terminal that a session's leader opens is the one it is controlled by.
+        let terminal = OpenOptions::new().read(true).write(true).open(terminal)?;
+        let (stdout, stderr) = (terminal.try_clone()?, terminal.try_clone()?);
+        Ok((terminal.into(), stdout.into(), stderr.into()))
+    };
+    let (stdin, stdout, stderr) = match open() {
+        Ok(streams) => streams,
+        Err(error) => return format!("Can't open the program's streams: {error}").into(),
+    };
+    let environment = tool.environment.iter().map(|(name, value)| (name, value));
+    let error = Command::new(&tool.program)
+        .arg0(&tool.name)
+        .args(&tool.arguments)
+        .env_clear()
+        .envs(environment)
+        .stdin(stdin)
+        .stdout(stdout)
+        .stderr(stderr)
+        .exec();
+    format!("Can't start {}: {error}", tool.program.display()).into()
+}
+
+/// The end of a FIFO that a client reads; whoever writes there learns that it has left.
+fn end_of(path: &PathBuf) -> io::Result<Stdio> {
+    if path.as_os_str().is_empty() {
+        return Ok(Stdio::null());
+    }
+    Ok(OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(path)?
+        .into())
 }
 
 /// A FIFO is opened for both directions: then it never ends while others come and go.

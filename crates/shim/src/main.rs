@@ -23,6 +23,7 @@ mod spec;
 mod start;
 mod stats;
 mod task;
+mod terminal;
 mod ttrpc;
 mod vmm;
 

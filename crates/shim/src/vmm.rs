@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use edgevmm_api::v1;
-use edgevmm_api::{Client, connect};
+use edgevmm_api::{Agent, Client, connect, connect_agent};
 use tokio::sync::watch;
 
 use crate::record::machines;
@@ -14,11 +14,17 @@ use crate::ttrpc::{CallError, Code};
 const PROGRAM: &str = "edgevmm";
 /// How long a VMM may take to have all that it needs.
 const START_TIME: Duration = Duration::from_secs(60);
+/// How long a VMM may take to tell its state, and a guest agent to take an order.
+const ANSWER_TIME: Duration = Duration::from_secs(2);
 /// Time between two looks for a VMM that is starting.
 const LOOK: Duration = Duration::from_millis(5);
 
 /// Finds the VMM's program: beside this one, else on the path.
-pub fn program() -> Option<PathBuf> {
+///
+/// # Errors
+///
+/// When there is none.
+pub fn program() -> Result<PathBuf, CallError> {
     let own = std::env::current_exe().ok();
     let beside = own
         .iter()
@@ -27,7 +33,12 @@ pub fn program() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders: Vec<PathBuf> = beside.chain(std::env::split_paths(&path)).collect();
     let mut programs = folders.iter().map(|folder| folder.join(PROGRAM));
-    programs.find(|path| path.is_absolute() && path.is_file())
+    let found = programs.find(|path| path.is_absolute() && path.is_file());
+    found.ok_or_else(|| {
+        let message = "There is no edgevmm beside containerd-shim-edgevmm-v1 nor on its PATH: \
+                       install it there";
+        CallError::new(Code::FailedPrecondition, message)
+    })
 }
 
 /// A machine's VMM, by the machine's name.
@@ -60,11 +71,31 @@ impl Vmm {
         }
     }
 
-    /// Presses the power button. The guest has as long as whoever stops it gives it.
-    pub async fn press_power_button(&self) -> Result<(), CallError> {
+    /// Presses the power button, and has the guest's agent power it off if there is one: not every
+    /// guest heeds its button. It has as long as whoever stops it gives it.
+    pub async fn power_off(&self) -> Result<(), CallError> {
         let mut client = self.connect().await?;
         let stop = client.stop(v1::StopRequest { timeout: None }).await;
-        stop.map(drop).map_err(|error| status(&error))
+        stop.map_err(|error| status(&error))?;
+        if let Ok(mut agent) = self.agent().await {
+            let request = v1::ShutdownRequest {
+                timeout: ANSWER_TIME.try_into().ok(),
+                mode: v1::ShutdownMode::PowerOff.into(),
+            };
+            // One that is not there, or does not answer, leaves it to the button.
+            let _ = agent.shutdown(request).await;
+        }
+        Ok(())
+    }
+
+    /// Whether its vCPUs are halted; `None` when it does not tell.
+    pub async fn is_paused(&self) -> Option<bool> {
+        let ask = async {
+            let mut client = self.connect().await.ok()?;
+            client.inspect(v1::InspectRequest {}).await.ok()
+        };
+        let answer = tokio::time::timeout(ANSWER_TIME, ask).await.ok()??;
+        Some(answer.into_inner().state() == v1::State::Paused)
     }
 
     /// Halts the vCPUs.
@@ -106,18 +137,31 @@ impl Vmm {
         console.map(drop).map_err(|error| status(&error))
     }
 
-    async fn connect(&self) -> Result<Client, CallError> {
-        let failed = |error: &dyn std::error::Error| {
-            let message = format!("The VMM can't be reached: {}", crate::chain(error));
-            CallError::new(Code::Unknown, message)
-        };
-        let folder = machines()
-            .open(&self.machine)
-            .map_err(|error| failed(&error))?;
-        connect(&folder.socket())
-            .await
-            .map_err(|error| failed(&error))
+    /// Its machine's name.
+    pub fn machine(&self) -> &str {
+        &self.machine
     }
+
+    async fn connect(&self) -> Result<Client, CallError> {
+        let client = connect(&self.socket()?).await;
+        client.map_err(|error| unreachable(&error))
+    }
+
+    async fn agent(&self) -> Result<Agent, CallError> {
+        let agent = connect_agent(&self.socket()?).await;
+        agent.map_err(|error| unreachable(&error))
+    }
+
+    fn socket(&self) -> Result<PathBuf, CallError> {
+        let folder = machines().open(&self.machine);
+        let folder = folder.map_err(|error| unreachable(&error))?;
+        Ok(folder.socket())
+    }
+}
+
+fn unreachable(error: &dyn std::error::Error) -> CallError {
+    let message = format!("The VMM can't be reached: {}", crate::chain(error));
+    CallError::new(Code::Unknown, message)
 }
 
 /// The VMM's failure as containerd's.

@@ -10,6 +10,13 @@ use clap::{Args, Subcommand};
 pub struct AgentArgs {
     /// The machine
     pub name: String,
+    #[command(flatten)]
+    pub request: AgentRequest,
+}
+
+/// What the agent is asked for.
+#[derive(Debug, Args)]
+pub struct AgentRequest {
     /// Print JSON
     #[arg(long, global = true)]
     pub json: bool,

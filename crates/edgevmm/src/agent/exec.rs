@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use edgevmm_api::v1::exec_response::End;
-use edgevmm_api::v1::{ExecRequest, ExecResponse};
+use edgevmm_api::v1::{ExecRequest, ExecResponse, PingRequest};
 use serde_json::json;
 use tonic::Code;
 
@@ -47,9 +47,15 @@ async fn ask(
     args: ExecArgs,
     timeout: Option<Duration>,
 ) -> Result<ExecResponse, Failure> {
-    let stdin = stdin(&args).map_err(|failure| failure.code(FAILED))?;
     let connected = connect(name).await;
     let mut agent = connected.map_err(|failure| failure.code(FAILED))?;
+    let mut stdin = Vec::new();
+    if !args.no_stdin && !io::stdin().is_terminal() {
+        // Nobody has to type for an agent that is not there.
+        let ping = agent.ping(PingRequest::default()).await;
+        ping.map_err(|status| refused(name, &status).code(FAILED))?;
+        stdin = read_stdin().map_err(|failure| failure.code(FAILED))?;
+    }
     let request = ExecRequest {
         timeout: time(timeout),
         command: args.command,
@@ -67,14 +73,12 @@ async fn ask(
     Ok(answer.into_inner())
 }
 
-fn stdin(args: &ExecArgs) -> Result<Vec<u8>, Failure> {
+fn read_stdin() -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
-    let stdin = io::stdin();
-    if args.no_stdin || stdin.is_terminal() {
-        return Ok(bytes);
-    }
-    let read = stdin.lock().take(MAX_STDIN + 1).read_to_end(&mut bytes);
-    read.context("Can't read standard input")?;
+    let mut input = io::stdin().lock().take(MAX_STDIN + 1);
+    input
+        .read_to_end(&mut bytes)
+        .context("Can't read standard input")?;
     if bytes.len() as u64 > MAX_STDIN {
         let error = anyhow!("There are more than 2 MiB of standard input");
         return Err(Failure::usage(error).hint("take a disk or the network to the guest"));

@@ -29,10 +29,10 @@ use show::Show;
 ///
 /// When there is no machine or agent, or it does not do it.
 pub async fn run(args: AgentArgs) -> Outcome {
-    let show = Show { json: args.json };
-    let name = args.name;
-    let timeout = args.timeout.map(seconds);
-    match args.verb {
+    let AgentArgs { name, request } = args;
+    let show = Show { json: request.json };
+    let timeout = request.timeout.map(seconds);
+    match request.verb {
         Verb::Exec(program) => exec::run(&name, program, timeout, show).await,
         verb => {
             let mut agent = connect(&name).await?;

@@ -9,8 +9,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::ChildStdin;
 use tokio::sync::watch;
 
+use super::exec::Execs;
 use super::spawn::{Spawned, Tail};
-use super::state::{Action, Exit, State};
+use super::state::{Action, Stage, State};
 use crate::cgroup::Cgroup;
 use crate::holder;
 use crate::machine::guest_memory;
@@ -58,7 +59,10 @@ pub struct Container {
     pub exited: watch::Receiver<Option<u32>>,
     /// Starts it.
     stdin: Mutex<Option<ChildStdin>>,
-    state: watch::Sender<State>,
+    /// Its state.
+    pub stage: Stage,
+    /// Programs that clients run in it.
+    pub execs: Execs,
     /// Held by whoever changes the state, but for the end of the process.
     pub changes: tokio::sync::Mutex<()>,
 }
@@ -81,37 +85,15 @@ impl Container {
             tail: spawned.tail,
             exited: spawned.exited,
             stdin: Mutex::new(Some(spawned.stdin)),
-            state: watch::Sender::new(State::Created),
+            stage: Stage::default(),
+            execs: Execs::default(),
             changes: tokio::sync::Mutex::default(),
         }
     }
 
     /// Its state.
     pub fn state(&self) -> State {
-        self.state.borrow().clone()
-    }
-
-    /// Changes its state. One that has ended stays so.
-    pub fn set_state(&self, to: State) {
-        self.state.send_if_modified(|state| {
-            let changes = state.exit().is_none();
-            if changes {
-                *state = to;
-            }
-            changes
-        });
-    }
-
-    /// Waits until it has ended.
-    pub async fn ended(&self) -> Exit {
-        let mut states = self.state.subscribe();
-        let state = states.wait_for(|state| state.exit().is_some()).await;
-        let exit = state.ok().and_then(|state| state.exit().cloned());
-        // The sender is here, so it can't be gone.
-        exit.unwrap_or_else(|| Exit {
-            status: 255,
-            at: crate::proto::now(),
-        })
+        self.stage.get()
     }
 
     /// Lets it run.
@@ -138,7 +120,7 @@ impl Container {
                 return Err(CallError::new(Code::Unknown, text));
             }
         }
-        self.set_state(State::Running);
+        self.stage.set(State::Running);
         Ok(())
     }
 
@@ -161,7 +143,7 @@ impl Container {
         }
         match &self.machine {
             Some(machine) if signal != libc::SIGKILL && state != State::Created => {
-                machine.vmm.press_power_button().await
+                machine.vmm.power_off().await
             }
             None if signal == libc::SIGTERM && self.process.is_alive() => {
                 let pid = Pid::from_raw(self.process.pid);

@@ -118,11 +118,7 @@ fn describe(
     root: &Path,
 ) -> Result<(Option<holder::Vmm>, u64), CallError> {
     let vm = machine::describe(name, spec, root).map_err(|error| invalid(&error))?;
-    let program = vmm::program().ok_or_else(|| {
-        let message = "There is no edgevmm beside containerd-shim-edgevmm-v1 nor on its PATH: \
-                       install it there";
-        CallError::new(Code::FailedPrecondition, message)
-    })?;
+    let program = vmm::program()?;
     let config = Path::new(&request.bundle).join("machine.json");
     let text = serde_json::to_vec(&vm).map_err(|error| failed(&error))?;
     fs::write(&config, text).map_err(|error| failed(&error))?;
@@ -147,13 +143,17 @@ fn machine_name(namespace: &str, id: &str) -> String {
 }
 
 /// Path of a stream of the container: a FIFO, or a file as a URI.
-fn stream(text: &str) -> Result<PathBuf, CallError> {
+///
+/// # Errors
+///
+/// When it is something else.
+pub fn stream(text: &str) -> Result<PathBuf, CallError> {
     let path = text
         .strip_prefix("fifo://")
         .or_else(|| text.strip_prefix("file://"));
     let path = path.unwrap_or(text);
     if path.contains("://") {
-        let message = format!("The console can't be connected to {text}: use a FIFO or file://");
+        let message = format!("Nothing can be connected to {text}: use a FIFO or file://");
         return Err(CallError::new(Code::InvalidArgument, message));
     }
     Ok(PathBuf::from(path))

@@ -2,6 +2,7 @@
 
 mod container;
 mod create;
+mod exec;
 mod log;
 mod spawn;
 mod state;
@@ -12,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 pub use container::Container;
+pub use exec::Exec;
 pub use log::Log;
 pub use state::{Action, Exit, State};
 
@@ -23,6 +25,9 @@ use crate::proto::now;
 use crate::proto::task::CreateRequest;
 use crate::stats;
 use crate::ttrpc::{CallError, Code};
+
+/// Exit status of what was ended by SIGKILL.
+const KILLED: u32 = 137;
 
 /// All containers of a pod.
 #[derive(Debug)]
@@ -53,6 +58,14 @@ impl Tasks {
         self.containers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn events(&self) -> &Events {
+        &self.events
+    }
+
+    fn log(&self) -> &Log {
+        &self.log
     }
 
     /// The container of that ID.
@@ -101,7 +114,9 @@ impl Tasks {
         };
         let changing = container.changes.lock().await;
         let id = container.request.id.clone();
-        if stats::oom_kills(&container.cgroup) > 0 {
+        container.execs.kill_all();
+        // Others of the group are clients' programs, whose end is not the container's.
+        if status == KILLED && stats::oom_kills(&container.cgroup) > 0 {
             self.events.tell(&Event::Oom(TaskOom {
                 container_id: id.clone(),
             }));
@@ -114,7 +129,7 @@ impl Tasks {
             exit_status: status,
             exited_at: Some(at),
         }));
-        container.set_state(State::Stopped(Exit { status, at }));
+        container.stage.set(State::Stopped(Exit { status, at }));
         drop(changing);
     }
 
@@ -143,11 +158,14 @@ impl Tasks {
     /// When there is none, it runs, or something can't be removed.
     pub async fn delete(&self, id: &str) -> Result<(u32, Exit), CallError> {
         let container = self.get(id)?;
-        container.state().allows(Action::Delete)?;
-        if container.state() == State::Created {
+        {
+            // Whoever starts it has done so, or finds it ended.
+            let _changing = container.changes.lock().await;
+            container.state().allows(Action::Delete)?;
             container.process.kill();
         }
-        let exit = container.ended().await;
+        let exit = container.stage.ended().await;
+        container.execs.ended().await;
         let _changing = container.changes.lock().await;
         // Somebody else may have been faster.
         self.get(id)?;
@@ -175,11 +193,9 @@ impl Tasks {
     pub async fn pause(&self, id: &str) -> Result<(), CallError> {
         let container = self.get(id)?;
         let _changing = container.changes.lock().await;
+        self.look(&container).await;
         container.machine(Action::Pause)?.vmm.pause().await?;
-        container.set_state(State::Paused);
-        self.events.tell(&Event::Paused(TaskPaused {
-            container_id: id.to_owned(),
-        }));
+        self.look_at(&container, true);
         Ok(())
     }
 
@@ -191,12 +207,46 @@ impl Tasks {
     pub async fn resume(&self, id: &str) -> Result<(), CallError> {
         let container = self.get(id)?;
         let _changing = container.changes.lock().await;
+        self.look(&container).await;
         container.machine(Action::Resume)?.vmm.resume().await?;
-        container.set_state(State::Running);
-        self.events.tell(&Event::Resumed(TaskResumed {
-            container_id: id.to_owned(),
-        }));
+        self.look_at(&container, false);
         Ok(())
+    }
+
+    /// Looks whether a machine's vCPUs are halted: its VMM, or somebody who talks to it, may have done
+    /// that. Whoever calls holds the lock on changes.
+    async fn look(&self, container: &Container) {
+        if container.state().allows(Action::Exec).is_ok()
+            && let Some(machine) = &container.machine
+            && let Some(paused) = machine.vmm.is_paused().await
+        {
+            self.look_at(container, paused);
+        }
+    }
+
+    fn look_at(&self, container: &Container, paused: bool) {
+        let container_id = container.request.id.clone();
+        if paused && container.stage.set(State::Paused) {
+            self.events
+                .tell(&Event::Paused(TaskPaused { container_id }));
+        } else if !paused && container.stage.set(State::Running) {
+            self.events
+                .tell(&Event::Resumed(TaskResumed { container_id }));
+        }
+    }
+
+    /// The container of that ID, with a state that is true now.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub async fn up_to_date(&self, id: &str) -> Result<Arc<Container>, CallError> {
+        let container = self.get(id)?;
+        // Somebody who changes the state knows it; waiting for that would keep a caller.
+        if let Ok(_changing) = container.changes.try_lock() {
+            self.look(&container).await;
+        }
+        Ok(container)
     }
 
     /// Changes a container's limits.

@@ -1,7 +1,9 @@
 //! What state a task is in, and what may be done in which.
 
 use prost_types::Timestamp;
+use tokio::sync::watch;
 
+use crate::proto::now;
 use crate::proto::task::Status;
 use crate::ttrpc::{CallError, Code};
 
@@ -40,6 +42,8 @@ pub enum Action {
     Delete,
     /// Send it a signal, or change its limits.
     Control,
+    /// Run a program in it.
+    Exec,
 }
 
 impl State {
@@ -56,6 +60,7 @@ impl State {
             Action::Resume => matches!(self, Self::Paused),
             Action::Delete => matches!(self, Self::Created | Self::Stopped(_)),
             Action::Control => !matches!(self, Self::Stopped(_)),
+            Action::Exec => matches!(self, Self::Running | Self::Paused),
         };
         if fits {
             return Ok(());
@@ -107,7 +112,48 @@ impl Action {
             Self::Resume => "resume",
             Self::Delete => "delete",
             Self::Control => "control",
+            Self::Exec => "run a program in",
         }
+    }
+}
+
+/// The state of something that goes from one to the next, to be read and waited for.
+#[derive(Debug)]
+pub struct Stage(watch::Sender<State>);
+
+impl Default for Stage {
+    fn default() -> Self {
+        Self(watch::Sender::new(State::Created))
+    }
+}
+
+impl Stage {
+    /// The state.
+    pub fn get(&self) -> State {
+        self.0.borrow().clone()
+    }
+
+    /// Changes it, and tells whether that made a difference. What has ended stays so.
+    pub fn set(&self, to: State) -> bool {
+        self.0.send_if_modified(|state| {
+            let changes = state.exit().is_none() && *state != to;
+            if changes {
+                *state = to;
+            }
+            changes
+        })
+    }
+
+    /// Waits for the end.
+    pub async fn ended(&self) -> Exit {
+        let mut states = self.0.subscribe();
+        let state = states.wait_for(|state| state.exit().is_some()).await;
+        let exit = state.ok().and_then(|state| state.exit().cloned());
+        // The sender is here, so it can't be gone.
+        exit.unwrap_or_else(|| Exit {
+            status: 255,
+            at: now(),
+        })
     }
 }
 
@@ -118,19 +164,19 @@ mod tests {
 
     #[test]
     fn each_state_allows_what_fits_it() {
-        use Action::{Control, Delete, Pause, Resume, Start};
+        use Action::{Control, Delete, Exec, Pause, Resume, Start};
         let stopped = State::Stopped(Exit {
             status: 137,
             at: Timestamp::default(),
         });
         let table = [
             (State::Created, vec![Start, Delete, Control]),
-            (State::Running, vec![Pause, Control]),
-            (State::Paused, vec![Resume, Control]),
+            (State::Running, vec![Pause, Control, Exec]),
+            (State::Paused, vec![Resume, Control, Exec]),
             (stopped, vec![Delete]),
         ];
         for (state, fits) in table {
-            for action in [Start, Pause, Resume, Delete, Control] {
+            for action in [Start, Pause, Resume, Delete, Control, Exec] {
                 let allowed = state.allows(action);
                 assert_eq!(
                     allowed.is_ok(),
