@@ -7,9 +7,23 @@ use edgevmm_config::{ByteSize, DiskBus, FirmwareChoice};
 /// What all of ours begin with.
 const PREFIX: &str = "edgevmm.io/";
 /// Names after the prefix, in the order in which messages list them.
-const NAMES: [&str; 8] = [
-    "cmdline", "cpus", "disk", "disk-bus", "firmware", "initrd", "kernel", "memory",
+const NAMES: [&str; 13] = [
+    "cloud-init",
+    "cmdline",
+    "cpus",
+    "create-disk",
+    "disk",
+    "disk-bus",
+    "firmware",
+    "initrd",
+    "kernel",
+    "memory",
+    "overlay",
+    "ssh-keys",
+    "user-data",
 ];
+/// Longest user-data and SSH keys, in bytes: what a pod's annotations have in all.
+const MAX_TEXT: usize = 256 << 10;
 
 /// What annotations ask for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,6 +44,16 @@ pub struct Annotations {
     pub initrd: Option<String>,
     /// Its command line.
     pub cmdline: Option<String>,
+    /// Volumes that get an empty disk of that size when they have none.
+    pub create_disk: Vec<(String, ByteSize)>,
+    /// Volume that keeps what the guest writes to the disk in the container image.
+    pub overlay: Option<String>,
+    /// Volume with what cloud-init is told.
+    pub cloud_init: Option<String>,
+    /// What cloud-init is told.
+    pub user_data: Option<String>,
+    /// Public keys that may log in by cloud-init, each on a line.
+    pub ssh_keys: Option<String>,
 }
 
 /// Why annotations make no machine.
@@ -48,6 +72,9 @@ pub enum AnnotationError {
         /// What to write.
         expected: &'static str,
     },
+    /// Two say the same thing.
+    #[error("The annotations `{PREFIX}{0}` and `{PREFIX}{1}` exclude each other: leave one out")]
+    Both(&'static str, &'static str),
     /// A kernel's companion came without it.
     #[error("The annotation `{PREFIX}{0}` needs `{PREFIX}kernel` to go with it")]
     NoKernel(&'static str),
@@ -72,6 +99,9 @@ impl Annotations {
             if let Some(name) = initrd.or(cmdline) {
                 return Err(AnnotationError::NoKernel(name));
             }
+        }
+        if ours.cloud_init.is_some() && ours.user_data.is_some() {
+            return Err(AnnotationError::Both("cloud-init", "user-data"));
         }
         Ok(ours)
     }
@@ -113,6 +143,11 @@ impl Annotations {
             "kernel" => self.kernel = Some(path(value).ok_or_else(|| wrong(PATH))?),
             "initrd" => self.initrd = Some(path(value).ok_or_else(|| wrong(PATH))?),
             "cmdline" => self.cmdline = Some(value.to_owned()),
+            "create-disk" => self.create_disk = sizes(value).ok_or_else(|| wrong(SIZES))?,
+            "overlay" => self.overlay = Some(volume(value).ok_or_else(|| wrong(VOLUME))?),
+            "cloud-init" => self.cloud_init = Some(volume(value).ok_or_else(|| wrong(VOLUME))?),
+            "user-data" => self.user_data = Some(text(value).ok_or_else(|| wrong(TEXT))?),
+            "ssh-keys" => self.ssh_keys = Some(text(value).ok_or_else(|| wrong(TEXT))?),
             _ => {
                 let name = name.chars().take(100).collect();
                 return Err(AnnotationError::Unknown(name));
@@ -124,11 +159,35 @@ impl Annotations {
 
 const DISK: &str = "write the name of a file in the image's folder /disk, like disk.qcow2";
 const PATH: &str = "write the absolute path of a file in the container image, like /boot/vmlinuz";
+const VOLUME: &str = "write the name of a volume, or where the container mounts it";
+const SIZES: &str = "write volumes with sizes in whole MiB, like data=10G,logs=512M";
+const TEXT: &str = "write at most 256 KiB of text";
 
 /// A name that leads nowhere else.
 fn file_name(value: &str) -> Option<String> {
     let plain = !value.is_empty() && value != "." && value != "..";
     (plain && !value.contains(['/', '\0'])).then(|| value.to_owned())
+}
+
+fn volume(value: &str) -> Option<String> {
+    let plain = !value.is_empty() && !value.chars().any(char::is_control);
+    plain.then(|| value.to_owned())
+}
+
+/// Volumes with sizes of disks.
+fn sizes(value: &str) -> Option<Vec<(String, ByteSize)>> {
+    let pairs = value.split(',').map(|pair| {
+        let (name, size) = pair.trim().split_once('=')?;
+        let size: ByteSize = size.parse().ok()?;
+        let fits = size.0 > 0 && size.0.is_multiple_of(1 << 20) && i64::try_from(size.0).is_ok();
+        let name = volume(name).filter(|_| fits)?;
+        Some((name, size))
+    });
+    pairs.collect()
+}
+
+fn text(value: &str) -> Option<String> {
+    (value.len() <= MAX_TEXT).then(|| value.to_owned())
 }
 
 fn path(value: &str) -> Option<String> {
@@ -161,6 +220,10 @@ mod tests {
             ("edgevmm.io/kernel", "/boot/vmlinuz"),
             ("edgevmm.io/initrd", "/boot/initrd"),
             ("edgevmm.io/cmdline", "console=ttyS0"),
+            ("edgevmm.io/create-disk", "data=10G, /logs=512M"),
+            ("edgevmm.io/overlay", "/state"),
+            ("edgevmm.io/cloud-init", "seed"),
+            ("edgevmm.io/ssh-keys", "ssh-ed25519 AAAA"),
             ("io.kubernetes.cri.container-type", "sandbox"),
         ]);
         let expected = Annotations {
@@ -172,6 +235,14 @@ mod tests {
             kernel: Some("/boot/vmlinuz".to_owned()),
             initrd: Some("/boot/initrd".to_owned()),
             cmdline: Some("console=ttyS0".to_owned()),
+            create_disk: vec![
+                ("data".to_owned(), ByteSize::mib(10 << 10)),
+                ("/logs".to_owned(), ByteSize::mib(512)),
+            ],
+            overlay: Some("/state".to_owned()),
+            cloud_init: Some("seed".to_owned()),
+            user_data: None,
+            ssh_keys: Some("ssh-ed25519 AAAA".to_owned()),
         };
         assert_eq!(annotations, Ok(expected));
     }
@@ -198,6 +269,13 @@ mod tests {
             ("kernel", "boot/vmlinuz"),
             ("kernel", "/boot/../../etc/shadow"),
             ("initrd", "/"),
+            ("create-disk", "data"),
+            ("create-disk", "data=0"),
+            ("create-disk", "data=1K"),
+            ("create-disk", "data=8388608T"),
+            ("create-disk", "=1G"),
+            ("overlay", ""),
+            ("user-data", &"x".repeat(MAX_TEXT + 1)),
         ] {
             let error = parse(&[(&format!("edgevmm.io/{name}"), value)]).unwrap_err();
             let text = error.to_string();
@@ -205,6 +283,12 @@ mod tests {
         }
         let error = parse(&[("edgevmm.io/initrd", "/i")]);
         assert_eq!(error, Err(AnnotationError::NoKernel("initrd")));
+        let error = parse(&[
+            ("edgevmm.io/user-data", "#!"),
+            ("edgevmm.io/cloud-init", "x"),
+        ]);
+        let expected = AnnotationError::Both("cloud-init", "user-data");
+        assert_eq!(error, Err(expected));
     }
 
     proptest! {

@@ -17,6 +17,7 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::Failure;
+use crate::volumes::Given;
 
 /// What the holder answers when it is in its place.
 pub const READY: &str = "ready";
@@ -49,6 +50,8 @@ pub struct Vmm {
     pub config: PathBuf,
     /// Folder of machines' sockets.
     pub machines: PathBuf,
+    /// Files of volumes that it is given.
+    pub given: Vec<Given>,
     /// FIFO of the console's input; none when empty.
     pub stdin: PathBuf,
     /// FIFO or file of the console's output; none when empty.
@@ -145,6 +148,12 @@ fn enter(plan: &Plan) -> Result<(), Failure> {
 
 /// Becomes the VMM; returns only why not.
 fn become_vmm(vmm: &Vmm) -> Failure {
+    let given = vmm.given.iter().map(|file| file.open(&vmm.program));
+    // Held until the VMM has taken over.
+    let _files: Vec<_> = match given.collect() {
+        Ok(files) => files,
+        Err(error) => return error,
+    };
     let open = || -> io::Result<(Stdio, Stdio)> { Ok((input(&vmm.stdin)?, output(&vmm.stdout)?)) };
     let (stdin, stdout) = match open() {
         Ok(streams) => streams,

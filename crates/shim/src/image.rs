@@ -6,12 +6,10 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
-use nix::sys::stat::{SFlag, fstat};
+use crate::beneath::{Folder, Links};
 
 /// Folder of an image's disks.
 const DISKS: &str = "disk";
@@ -73,7 +71,7 @@ impl<'a> Image<'a> {
     ///
     /// When there is no such disk, or it isn't clear which one is meant.
     pub fn disk(&self, name: Option<&str>) -> Result<Option<PathBuf>, ImageError> {
-        let folder = match self.open(DISKS, OFlag::O_DIRECTORY) {
+        match self.check_folder(DISKS) {
             Err(ImageError::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 return match name {
                     Some(_) => Err(ImageError::NoDisk),
@@ -81,8 +79,7 @@ impl<'a> Image<'a> {
                 };
             }
             result => result?,
-        };
-        drop(folder);
+        }
         let mut names = Vec::new();
         let open = |source| ImageError::Open {
             path: format!("/{DISKS}"),
@@ -138,7 +135,7 @@ impl<'a> Image<'a> {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             result => result.map_err(ImageError::Writes)?,
         }
-        drop(self.open(WRITES, OFlag::O_DIRECTORY)?);
+        self.check_folder(WRITES)?;
         let path = format!("{WRITES}/disk.qcow2");
         match self.check_regular(&path) {
             Err(ImageError::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
@@ -148,31 +145,28 @@ impl<'a> Image<'a> {
     }
 
     fn check_regular(&self, path: &str) -> Result<(), ImageError> {
-        // A FIFO would wait for its other end, a device might do anything when it is opened.
-        let file = self.open(path, OFlag::O_PATH)?;
-        let kind = fstat(&file).map(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT);
-        if kind == Ok(SFlag::S_IFREG) {
-            Ok(())
-        } else {
-            Err(ImageError::NotRegular(format!("/{path}")))
+        let folder = Folder::open(self.root);
+        let file = folder.and_then(|folder| folder.regular(Path::new(path), Links::Refuse));
+        match file {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                Err(ImageError::NotRegular(format!("/{path}")))
+            }
+            Err(source) => Err(open_error(path, source)),
         }
     }
 
-    fn open(&self, path: &str, flags: OFlag) -> Result<OwnedFd, ImageError> {
-        let error = |source: nix::Error| ImageError::Open {
-            path: format!("/{path}"),
-            source: source.into(),
-        };
-        let root = nix::fcntl::open(
-            self.root,
-            OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-            nix::sys::stat::Mode::empty(),
-        )
-        .map_err(error)?;
-        let how = OpenHow::new()
-            .flags(flags | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-        openat2(&root, path, how).map_err(error)
+    fn check_folder(&self, path: &str) -> Result<(), ImageError> {
+        let folder = Folder::open(self.root);
+        let found = folder.and_then(|folder| folder.folder(Path::new(path), Links::Refuse));
+        found.map(drop).map_err(|source| open_error(path, source))
+    }
+}
+
+fn open_error(path: &str, source: io::Error) -> ImageError {
+    ImageError::Open {
+        path: format!("/{path}"),
+        source,
     }
 }
 

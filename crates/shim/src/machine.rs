@@ -3,12 +3,16 @@
 use std::path::Path;
 
 use edgevmm_config::{
-    BootConfig, ByteSize, ConfigError, ConsoleConfig, CpuConfig, DiskConfig, MemoryConfig, VmConfig,
+    BootConfig, ByteSize, ConfigError, ConsoleConfig, CpuConfig, DiskConfig, IdentityConfig,
+    MemoryConfig, VmConfig,
 };
 
-use crate::annotations::{AnnotationError, Annotations};
+use uuid::Uuid;
+
+use crate::annotations::Annotations;
 use crate::image::{Image, ImageError};
 use crate::spec::{Resources, Spec};
+use crate::volumes::Volumes;
 
 /// Memory that the VMM needs beside the guest's: its own, the kernel's for it, and page cache to
 /// read disks through.
@@ -23,32 +27,18 @@ const STOP_TIMEOUT: u32 = 86_400;
 /// A weight of one processor.
 const SHARES_PER_CPU: u64 = 1024;
 
-/// What every container of a pod is given without being asked, and a guest does without: its network
-/// and name come otherwise, and its log is its console.
-const GIVEN: [&str; 6] = [
-    "/etc/hostname",
-    "/etc/hosts",
-    "/etc/resolv.conf",
-    "/dev/shm",
-    "/dev/termination-log",
-    "/var/run/secrets/kubernetes.io/serviceaccount",
-];
-
 /// Why a container is no machine.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
-    /// By its annotations.
-    #[error(transparent)]
-    Annotation(#[from] AnnotationError),
     /// By its image.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// By its volumes.
+    /// By what was to keep its writes.
     #[error(
-        "A machine can't have volumes yet: take those mounted at {0} out of the container, or put \
-         what they have into its image"
+        "The annotation edgevmm.io/overlay keeps what is written to the disk in a container image, \
+         and this image has none in /disk: leave the annotation out"
     )]
-    Volumes(String),
+    NoBase,
     /// As a whole.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -83,23 +73,34 @@ pub enum MachineError {
 /// # Errors
 ///
 /// When it describes none.
-pub fn describe(name: &str, spec: &Spec, root: &Path) -> Result<VmConfig, MachineError> {
-    let annotations = Annotations::parse(&spec.annotations)?;
-    refuse_volumes(spec)?;
+pub fn describe(
+    name: &str,
+    spec: &Spec,
+    annotations: Annotations,
+    root: &Path,
+    volumes: &mut Volumes,
+) -> Result<VmConfig, MachineError> {
     let image = Image::new(root);
     let disk = image.disk(annotations.disk.as_deref())?;
-    if disk.is_none() && annotations.kernel.is_none() {
+    if disk.is_none() && annotations.kernel.is_none() && volumes.disks.is_empty() {
         return Err(ImageError::NoDisk.into());
     }
     let file = |path: &Option<String>| path.as_deref().map(|path| image.file(path)).transpose();
     let mut disks = Vec::new();
     if let Some(path) = disk {
+        let overlay = match volumes.keep_writes(&path) {
+            Some(overlay) => overlay,
+            None => image.overlay()?,
+        };
         disks.push(DiskConfig {
             bus: annotations.disk_bus,
-            overlay: Some(image.overlay()?),
+            overlay: Some(overlay),
             ..DiskConfig::new(path)
         });
+    } else if volumes.overlay.is_some() {
+        return Err(MachineError::NoBase);
     }
+    disks.append(&mut volumes.disks);
     let host = std::thread::available_parallelism().map_or(1, usize::from);
     let vm = VmConfig {
         name: Some(name.to_owned()),
@@ -120,23 +121,19 @@ pub fn describe(name: &str, spec: &Spec, root: &Path) -> Result<VmConfig, Machin
             ..BootConfig::default()
         },
         nets: Vec::new(),
+        cloud_init: volumes.cloud_init.take(),
         console: ConsoleConfig::default(),
+        identity: IdentityConfig {
+            uuid: spec
+                .pod()
+                .map(|pod| Uuid::new_v5(&Uuid::NAMESPACE_OID, pod.as_bytes())),
+            ..IdentityConfig::default()
+        },
         stop_timeout: STOP_TIMEOUT,
         ..VmConfig::default()
     };
     vm.validate()?;
     Ok(vm)
-}
-
-/// A volume that is left out in silence would look like lost data.
-fn refuse_volumes(spec: &Spec) -> Result<(), MachineError> {
-    let volumes = spec.mounts.iter().filter(|mount| mount.is_bind());
-    let places = volumes.map(|mount| mount.destination.as_str());
-    let places: Vec<_> = places.filter(|place| !GIVEN.contains(place)).collect();
-    match places.as_slice() {
-        [] => Ok(()),
-        some => Err(MachineError::Volumes(some.join(", "))),
-    }
 }
 
 /// As many vCPUs as the container may use processors, or has a weight for; one when nothing is
@@ -221,43 +218,30 @@ mod tests {
     #[test]
     fn a_container_disk_becomes_a_machine() {
         let root = tempfile::tempdir().unwrap();
-        let mut spec = Spec::default();
-        let error = describe("vm", &spec, root.path()).unwrap_err().to_string();
+        let make = |mut volumes| {
+            let annotations = Annotations::default();
+            describe(
+                "vm",
+                &Spec::default(),
+                annotations,
+                root.path(),
+                &mut volumes,
+            )
+        };
+        let volume = || Volumes {
+            disks: vec![DiskConfig::new("/volume")],
+            ..Volumes::default()
+        };
+        let error = make(Volumes::default()).unwrap_err().to_string();
         assert!(error.contains("/disk"), "{error}");
+        let vm = make(volume()).unwrap();
+        assert_eq!(vm.disks[0].path, Path::new("/volume"));
         std::fs::create_dir(root.path().join("disk")).unwrap();
         std::fs::write(root.path().join("disk/d.raw"), "x").unwrap();
-        let vm = describe("vm", &spec, root.path()).unwrap();
+        let vm = make(volume()).unwrap();
         assert_eq!(vm.disks[0].path, root.path().join("disk/d.raw"));
+        assert_eq!(vm.disks[1].path, Path::new("/volume"));
         assert!(vm.disks[0].overlay.is_some() && vm.nets.is_empty());
-        let unknown = ("edgevmm.io/x".to_owned(), String::new());
-        spec.annotations.extend([unknown]);
-        describe("vm", &spec, root.path()).unwrap_err();
-    }
-
-    #[test]
-    fn volumes_are_refused_by_where_they_are() {
-        let root = tempfile::tempdir().unwrap();
-        std::fs::create_dir(root.path().join("disk")).unwrap();
-        std::fs::write(root.path().join("disk/d.raw"), "x").unwrap();
-        let mut spec: Spec = serde_json::from_str(
-            r#"{"mounts": [
-                {"destination": "/proc", "type": "proc"},
-                {"destination": "/dev/shm", "type": "bind", "options": ["rbind", "ro"]},
-                {"destination": "/etc/hosts", "type": "bind", "options": ["rbind", "rw"]}]}"#,
-        )
-        .unwrap();
-        describe("vm", &spec, root.path()).unwrap();
-        for (destination, kind, options) in
-            [("/data", "bind", vec![]), ("/more", "", vec!["rbind"])]
-        {
-            spec.mounts.push(crate::spec::Mount {
-                destination: destination.into(),
-                kind: kind.into(),
-                options: options.into_iter().map(String::from).collect(),
-            });
-        }
-        let error = describe("vm", &spec, root.path()).unwrap_err().to_string();
-        assert!(error.contains("at /data, /more out"), "{error}");
     }
 
     proptest! {

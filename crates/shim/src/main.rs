@@ -5,6 +5,7 @@
 //! that died.
 
 mod annotations;
+mod beneath;
 mod bootstrap;
 mod cgroup;
 mod cli;
@@ -18,6 +19,7 @@ mod process;
 mod proto;
 mod record;
 mod rootfs;
+mod seed;
 mod service;
 mod spec;
 mod start;
@@ -26,6 +28,7 @@ mod task;
 mod terminal;
 mod ttrpc;
 mod vmm;
+mod volumes;
 
 use std::io::Write;
 use std::process::ExitCode;

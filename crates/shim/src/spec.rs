@@ -13,6 +13,12 @@ const MAX_SPEC: u64 = 4 << 20;
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 /// Annotation with the ID of a container's sandbox.
 const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+/// Annotations that together name a pod's container again when the pod was made anew.
+const POD: [&str; 3] = [
+    "io.kubernetes.cri.sandbox-namespace",
+    "io.kubernetes.cri.sandbox-name",
+    "io.kubernetes.cri.container-name",
+];
 
 /// Why there is no specification.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +53,8 @@ pub struct Spec {
     pub annotations: BTreeMap<String, String>,
     /// What is mounted in it.
     pub mounts: Vec<Mount>,
+    /// What runs in it.
+    pub process: Process,
     /// What is Linux's.
     pub linux: Linux,
 }
@@ -59,12 +67,22 @@ pub struct Root {
     pub path: PathBuf,
 }
 
+/// What runs in the container.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Process {
+    /// Its environment, each `NAME=VALUE`.
+    pub env: Vec<String>,
+}
+
 /// Something mounted in the container.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct Mount {
     /// Where.
     pub destination: String,
+    /// What of the host, of a bind mount.
+    pub source: PathBuf,
     /// Kind of file system, or `bind`.
     #[serde(rename = "type")]
     pub kind: String,
@@ -88,6 +106,8 @@ pub struct Linux {
     pub cgroups_path: String,
     /// Namespaces to join or make.
     pub namespaces: Vec<Namespace>,
+    /// Devices that it has beside those that every container has.
+    pub devices: Vec<Device>,
     /// Limits.
     pub resources: Resources,
 }
@@ -103,6 +123,21 @@ pub struct Namespace {
     pub path: Option<PathBuf>,
 }
 
+/// A device.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Device {
+    /// Where the container has it.
+    pub path: String,
+    /// `b` for a block device; `c`, `u` and `p` are others.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Number of its driver.
+    pub major: i64,
+    /// Its number among those.
+    pub minor: i64,
+}
+
 /// Limits of a control group.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
@@ -113,6 +148,42 @@ pub struct Resources {
     pub cpu: Cpu,
     /// Number of processes.
     pub pids: Pids,
+    /// What may be done with devices; of rules for the same device the last one holds.
+    pub devices: Vec<DeviceRule>,
+}
+
+/// What may be done with a device, or with all.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct DeviceRule {
+    /// Whether it may be.
+    pub allow: bool,
+    /// As of a device; all when absent.
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    /// As of a device; all when absent.
+    pub major: Option<i64>,
+    /// As of a device; all when absent.
+    pub minor: Option<i64>,
+    /// Letters of what: `r`, `w` and `m`.
+    pub access: String,
+}
+
+impl Resources {
+    /// Whether a device of the container may be written to.
+    pub fn may_write(&self, device: &Device) -> bool {
+        let of_it = |rule: &&DeviceRule| {
+            let kind = rule.kind.as_deref();
+            kind.is_none_or(|kind| kind == "a" || kind == device.kind)
+                && rule.major.is_none_or(|major| major == device.major)
+                && rule.minor.is_none_or(|minor| minor == device.minor)
+        };
+        // A rule without any letters is about all of them.
+        let of_writes = |rule: &&DeviceRule| rule.access.is_empty() || rule.access.contains('w');
+        let rules = self.devices.iter().rev();
+        let last = rules.filter(of_it).find(of_writes);
+        last.is_some_and(|rule| rule.allow)
+    }
 }
 
 /// Limits of memory.
@@ -178,6 +249,22 @@ impl Spec {
         self.annotations.get(SANDBOX_ID).map(String::as_str)
     }
 
+    /// What names the container among all of a cluster: namespace, pod and its name in that. `None`
+    /// outside of a pod.
+    pub fn pod(&self) -> Option<String> {
+        let names = POD.map(|name| self.annotations.get(name).map(String::as_str));
+        let names: Option<Vec<&str>> = names.into_iter().collect();
+        Some(names?.join("/"))
+    }
+
+    /// The host name: a container of a pod has the pod's, of which it is told by its environment.
+    pub fn hostname(&self) -> Option<&str> {
+        let env = self.process.env.iter();
+        let told = || env.rev().find_map(|line| line.strip_prefix("HOSTNAME="));
+        let own = Some(self.hostname.as_str()).filter(|name| !name.is_empty());
+        own.or_else(told).filter(|name| !name.is_empty())
+    }
+
     /// The namespace of a kind.
     pub fn namespace(&self, kind: &str) -> Option<&Namespace> {
         self.linux
@@ -210,6 +297,7 @@ mod tests {
         let spec = Spec::read(folder.path()).unwrap();
         assert!(!spec.is_sandbox());
         assert_eq!(spec.sandbox_id(), Some("s1"));
+        assert_eq!((spec.pod(), spec.hostname()), (None, Some("p")));
         assert_eq!(spec.root(folder.path()), folder.path().join("rootfs"));
         assert_eq!(spec.linux.resources.memory.bytes(), Some(256 << 20));
         let network = spec.namespace("network").unwrap();

@@ -17,7 +17,7 @@ use crate::record::{Record, machines};
 use crate::spec::Spec;
 use crate::ttrpc::{CallError, Code};
 use crate::vmm::{self, Vmm};
-use crate::{machine, rootfs};
+use crate::{machine, rootfs, volumes};
 
 /// Makes a container of the pod, which may have a machine already. It waits to be started.
 ///
@@ -117,15 +117,21 @@ fn describe(
     spec: &Spec,
     root: &Path,
 ) -> Result<(Option<holder::Vmm>, u64), CallError> {
-    let vm = machine::describe(name, spec, root).map_err(|error| invalid(&error))?;
+    let bundle = Path::new(&request.bundle);
+    let annotations = Annotations::parse(&spec.annotations).map_err(|error| invalid(&error))?;
+    let mut volumes =
+        volumes::attach(spec, &annotations, bundle).map_err(|error| invalid(&error))?;
+    let vm = machine::describe(name, spec, annotations, root, &mut volumes)
+        .map_err(|error| invalid(&error))?;
     let program = vmm::program()?;
-    let config = Path::new(&request.bundle).join("machine.json");
+    let config = bundle.join("machine.json");
     let text = serde_json::to_vec(&vm).map_err(|error| failed(&error))?;
     fs::write(&config, text).map_err(|error| failed(&error))?;
     let vmm = holder::Vmm {
         program,
         config,
         machines: machines().path().to_owned(),
+        given: volumes.given,
         stdin: stream(&request.stdin)?,
         stdout: stream(&request.stdout)?,
     };
