@@ -111,6 +111,12 @@ pub trait BlockBackend: Send + Sync + Debug {
         true
     }
 
+    /// Whether writes that have no plan would wait for each other in the host, so that one thread
+    /// does them no later than several.
+    fn new_data_waits(&self) -> bool {
+        false
+    }
+
     /// Tells how the bytes from `offset` are stored and for how many of `len` (at least 1) that is
     /// true.
     ///

@@ -3,7 +3,9 @@
 //! One does flushes, discards and zeroing. Flushes go through it, rather than through io_uring,
 //! because several must not be under way on one file: Linux tells only one of them of an error in
 //! writing back. The kernel would need a thread for each as well. Others do reads and writes that
-//! io_uring can't do, such as of compressed data, when there are several at a time.
+//! io_uring can't do, such as of compressed data, when there are several at a time. Writes that
+//! find no place yet have one thread for themselves where they would wait for each other anyway,
+//! and it does those that lie side by side as one ([`Batch`]).
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,9 +16,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use edgevmm_sandbox::{Kind, enter, threads};
+use edgevmm_sandbox::{Kind as Confined, enter, threads};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::batch::Batch;
 use super::{Operation, Request};
 use crate::{BlockBackend, BlockError, VolatileSlice};
 
@@ -34,6 +37,18 @@ const STACK_SIZE: usize = 512 << 10;
 pub struct Helpers {
     slow: Arc<Crew>,
     transfers: Arc<Crew>,
+    new_data: Arc<Crew>,
+}
+
+/// What a request is, as far as it matters to who does it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A flush, discard or zeroing.
+    Long,
+    /// A read, or a write to a place that is there.
+    Transfer,
+    /// A write to where there may be no place yet.
+    NewData,
 }
 
 /// Threads that take requests from one queue.
@@ -77,6 +92,16 @@ impl Memory {
         }));
     }
 
+    /// Has the memory of `other` as well, for no longer than that has it.
+    pub fn append(&mut self, other: &Self) {
+        self.0.extend_from_slice(&other.0);
+    }
+
+    /// The memory.
+    pub fn slices(&self) -> &[VolatileSlice<'_>] {
+        &self.0
+    }
+
     /// Lets go of it.
     pub fn clear(&mut self) {
         self.0.clear();
@@ -91,6 +116,18 @@ pub struct Job {
     pub memory: Memory,
     pub cancelled: Arc<AtomicBool>,
     pub mailbox: Arc<Mailbox>,
+}
+
+impl Job {
+    /// Whether nobody wants it done any more.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire)
+    }
+
+    /// Tells whoever posted it how it has ended.
+    pub fn tell(self, result: Result<(), BlockError>) {
+        self.mailbox.put(self.token, result, self.memory);
+    }
 }
 
 impl Helpers {
@@ -108,22 +145,31 @@ impl Helpers {
         Self {
             slow: crew("slow", 1),
             transfers: crew("io", TRANSFERS_MAX),
+            new_data: crew(
+                "new",
+                if backend.new_data_waits() {
+                    1
+                } else {
+                    TRANSFERS_MAX
+                },
+            ),
         }
     }
 
     /// Takes a request. Its result comes to the mailbox, unless it is returned: then there is no
     /// thread to be had, and it was done here.
-    pub fn post(&self, job: Job) -> Option<Result<(), BlockError>> {
-        match job.request.operation {
-            Operation::Read | Operation::Write => self.transfers.post(job),
-            _ => self.slow.post(job),
+    pub fn post(&self, kind: Kind, job: Job) -> Option<Result<(), BlockError>> {
+        match kind {
+            Kind::Long => self.slow.post(job),
+            Kind::Transfer => self.transfers.post(job),
+            Kind::NewData => self.new_data.post(job),
         }
     }
 }
 
 impl Drop for Helpers {
     fn drop(&mut self) {
-        for crew in [&self.slow, &self.transfers] {
+        for crew in [&self.slow, &self.transfers, &self.new_data] {
             let handles = {
                 let mut queue = lock(&crew.queue);
                 queue.closed = true;
@@ -164,7 +210,7 @@ impl Crew {
     fn start(self: &Arc<Self>, queue: &mut Queue) -> io::Result<()> {
         let crew = Arc::clone(self);
         let handle = threads::spawn(self.name.clone(), STACK_SIZE, move || {
-            enter(Kind::DiskHelper);
+            enter(Confined::DiskHelper);
             crew.run();
         })?;
         queue.handles.retain(|handle| !handle.is_finished());
@@ -174,23 +220,24 @@ impl Crew {
     }
 
     fn run(&self) {
-        while let Some(job) = self.next() {
-            let result = perform(&*self.backend, &job);
-            job.mailbox.put(job.token, result, job.memory);
+        let mut batch = Batch::default();
+        while self.next(&mut batch) {
+            batch.perform(&*self.backend);
         }
     }
 
-    /// Waits for a request; none comes any more if the thread shall end.
-    fn next(&self) -> Option<Job> {
+    /// Waits for requests; none come any more if the thread shall end.
+    fn next(&self, batch: &mut Batch) -> bool {
         let mut queue = lock(&self.queue);
         let mut waited = false;
         loop {
-            if let Some(job) = queue.jobs.pop_front() {
-                return Some(job);
+            if !queue.jobs.is_empty() {
+                batch.take(&mut queue.jobs);
+                return true;
             }
             if queue.closed || waited {
                 queue.threads -= 1;
-                return None;
+                return false;
             }
             queue.idle += 1;
             let woken = self.changed.wait_timeout(queue, PATIENCE);
@@ -202,13 +249,13 @@ impl Crew {
     }
 }
 
-fn perform(backend: &dyn BlockBackend, job: &Job) -> Result<(), BlockError> {
+pub fn perform(backend: &dyn BlockBackend, job: &Job) -> Result<(), BlockError> {
     let Request {
         operation,
         offset,
         len,
     } = job.request;
-    if job.cancelled.load(Ordering::Acquire) && operation != Operation::Flush {
+    if job.is_cancelled() && operation != Operation::Flush {
         return Err(BlockError::Cancelled);
     }
     let part: &dyn Fn(u64, u64) -> Result<(), BlockError> = match operation {
@@ -223,7 +270,7 @@ fn perform(backend: &dyn BlockBackend, job: &Job) -> Result<(), BlockError> {
     let mut at = offset;
     let end = offset.saturating_add(len);
     while at < end {
-        if job.cancelled.load(Ordering::Acquire) {
+        if job.is_cancelled() {
             return Err(BlockError::Cancelled);
         }
         let stop = (at / PART + 1).saturating_mul(PART).min(end);

@@ -8,6 +8,7 @@
 //! in the caller's thread, or by threads of the disk if it keeps others waiting that are there.
 //! Flushes, discards and zeroing always go to such a thread, as they can take long.
 
+mod batch;
 mod events;
 mod helper;
 #[cfg(test)]
@@ -27,7 +28,7 @@ use crate::plan::{Access, Plan};
 use crate::{BlockBackend, BlockError, VolatileSlice, io_error, total_len};
 use events::Events;
 pub use helper::Helpers;
-use helper::{Job, Mailbox, Memory};
+use helper::{Job, Kind, Mailbox, Memory};
 
 /// Longest read or write that is handed over as a whole, in bytes. A longer one is done in parts
 /// in the caller's thread, so that it can be given up in between.
@@ -106,8 +107,8 @@ enum Way {
     Planned,
     /// By a helper.
     Helper,
-    /// By a call here, or by a helper if others wait.
-    Slow(Access),
+    /// By a call here, or by a helper if others wait: one for requests of this kind.
+    Slow(Access, Kind),
     /// By a call here.
     Call(Access),
 }
@@ -200,10 +201,14 @@ impl Engine {
             // SAFETY: the caller vouches for the memory.
             Way::Planned => unsafe { self.hand_over_pieces(token, bufs) },
             // SAFETY: as above.
-            Way::Helper => unsafe { self.post(token, request, bufs) },
+            Way::Helper => unsafe { self.post(token, Kind::Long, request, bufs) },
             // SAFETY: as above.
-            Way::Slow(_) if more || self.is_busy() => unsafe { self.post(token, request, bufs) },
-            Way::Call(access) | Way::Slow(access) => Some(self.call(access, request.offset, bufs)),
+            Way::Slow(_, kind) if more || self.is_busy() => unsafe {
+                self.post(token, kind, request, bufs)
+            },
+            Way::Call(access) | Way::Slow(access, _) => {
+                Some(self.call(access, request.offset, bufs))
+            }
         };
         self.busy += usize::from(ended.is_none());
         ended
@@ -294,8 +299,11 @@ impl Engine {
         let way = match planned {
             Err(error) => Way::Done(Err(error)),
             // Without io_uring what goes to the disk itself waits for it.
-            Ok(true) if transfer.plan.waits_for_disk() => Way::Slow(access),
-            Ok(false) if self.backend.takes_time(access) => Way::Slow(access),
+            Ok(true) if transfer.plan.waits_for_disk() => Way::Slow(access, Kind::Transfer),
+            Ok(false) if self.backend.takes_time(access) => match access {
+                Access::Read => Way::Slow(access, Kind::Transfer),
+                Access::Write => Way::Slow(access, Kind::NewData),
+            },
             Ok(_) => Way::Call(access),
         };
         transfer.plan.end();
@@ -327,19 +335,21 @@ impl Engine {
     unsafe fn post(
         &mut self,
         token: usize,
+        kind: Kind,
         request: Request,
         bufs: &[VolatileSlice<'_>],
     ) -> Option<Result<(), BlockError>> {
         let mut memory = self.spare.pop().unwrap_or_default();
         // SAFETY: the caller vouches for the memory, which is let go of when the request has ended.
         unsafe { memory.set(bufs) };
-        self.helpers.post(Job {
+        let job = Job {
             token,
             request,
             memory,
             cancelled: Arc::clone(&self.cancelled),
             mailbox: Arc::clone(&self.mailbox),
-        })
+        };
+        self.helpers.post(kind, job)
     }
 
     /// Takes a read or write of which all pieces have ended.

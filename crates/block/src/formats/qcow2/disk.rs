@@ -166,6 +166,12 @@ impl BlockBackend for Qcow2Disk {
         access == Access::Read || self.image.data.is_direct()
     }
 
+    /// A file system lets one write at a time make a file longer. Where data may have to be copied
+    /// from below, several wait for reads.
+    fn new_data_waits(&self) -> bool {
+        self.below.size() == 0 && !self.image.data.is_device()
+    }
+
     fn map(&self, offset: u64, len: u64) -> Result<MapEntry, BlockError> {
         check_range(offset, len, self.size())?;
         let _pin = self.stack.pin();
