@@ -1,18 +1,19 @@
 //! Measures a disk natively: requests go through the rings of a virtio disk as a guest's would,
-//! or, to tell the cost of those, straight to the block layer in one thread.
+//! or, to tell the cost of those, straight to the block layer in one thread. Another program can
+//! serve the rings by vhost-user instead, for comparison.
 //!
 //! Takes one [`Job`] as JSON, its only argument, and writes one [`Outcome`] as JSON.
 //! `cargo xtask bench disks` runs it beside `qemu-img bench`, whose pattern of offsets it has.
 
 #![allow(clippy::unwrap_used, clippy::cast_precision_loss)]
 
-#[path = "../tests/driver/mod.rs"]
+#[path = "../../tests/driver/mod.rs"]
 mod driver;
+mod vhost_user;
 
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use edgevmm_block::engine::{Ending, Engine, Helpers, Operation, Request};
@@ -23,10 +24,13 @@ use edgevmm_devices::platform::{MachineControl, MachineRequest};
 use edgevmm_devices::virtio::block::{Block, BlockConfig};
 use edgevmm_devices::virtio::{Activation, ActiveQueue, DriverError, Notifier, VirtioDevice};
 use serde::{Deserialize, Serialize};
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 
 use driver::{Driver, RINGS, readable, writable};
+use vhost_user::Remote;
 
 /// Entries of each queue.
 const QUEUE_SIZE: u16 = 256;
@@ -39,12 +43,24 @@ const GUEST: &str = "guest";
 
 /// How requests get to the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 enum Way {
     /// Through virtqueues.
     Virtio,
     /// To the engine, from its own thread, as `qemu-img bench` does it.
     Engine,
+    /// Through virtqueues to another program.
+    VhostUser,
+}
+
+/// A program that serves a disk by vhost-user.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Peer {
+    socket: PathBuf,
+    pid: u32,
+    /// Size of the disk in bytes.
+    size: u64,
 }
 
 /// What is to be measured.
@@ -70,6 +86,9 @@ struct Job {
     /// Without io_uring.
     #[serde(default)]
     threads: bool,
+    /// Who serves the rings of a [`Way::VhostUser`].
+    #[serde(default)]
+    peer: Option<Peer>,
 }
 
 impl Job {
@@ -128,15 +147,11 @@ impl Iterator for Offsets {
 
 /// Interrupts as an irqfd gets them.
 #[derive(Debug)]
-struct Interrupts {
-    events: Vec<EventFd>,
-    count: AtomicU64,
-}
+struct Interrupts(Vec<EventFd>);
 
 impl Notifier for Interrupts {
     fn queue(&self, index: u16) {
-        self.count.fetch_add(1, Ordering::Relaxed);
-        self.events[usize::from(index)].write(1).unwrap();
+        self.0[usize::from(index)].write(1).unwrap();
     }
 
     fn config(&self) {}
@@ -169,6 +184,7 @@ struct Queue {
     /// Chain head and start of each request in flight, by its slot.
     slots: Vec<Option<(u16, Instant)>>,
     latencies: Vec<u64>,
+    interrupts: u64,
 }
 
 impl Queue {
@@ -221,15 +237,81 @@ impl Queue {
             if any {
                 self.driver.kick();
             } else if done < count {
-                self.event.read().unwrap();
+                self.interrupts += self.event.read().unwrap();
             }
         }
     }
 }
 
+/// The guest's side of a disk: its memory, its rings, and what interrupts it.
+struct Guest {
+    memory: Arc<GuestMemory>,
+    interrupts: Arc<Interrupts>,
+    queues: Vec<Queue>,
+}
+
+impl Guest {
+    fn new(job: &Job, size: u64) -> Self {
+        let block = u64::from(job.block);
+        let span = HEADERS + DATA + (block * job.depth as u64).next_multiple_of(4096);
+        let bytes = span * u64::from(job.queues);
+        // Memory that another program can have too.
+        let file = tempfile::tempfile_in("/dev/shm").unwrap();
+        file.set_len(bytes).unwrap();
+        let file = FileOffset::new(file, 0);
+        let ranges = [(GuestAddress(0), usize::try_from(bytes).unwrap(), Some(file))];
+        let memory = Arc::new(GuestMemory::from_ranges_with_files(&ranges).unwrap());
+        let events = |_| EventFd::new(0).unwrap();
+        let interrupts = Arc::new(Interrupts((0..job.queues).map(events).collect()));
+        const { assert!(RINGS < HEADERS) };
+        let queue = |index: u16| {
+            let base = span * u64::from(index);
+            let share = size / u64::from(job.queues) / block * block;
+            Queue {
+                driver: Driver::new(&memory, base, QUEUE_SIZE),
+                offsets: Offsets {
+                    next: share * u64::from(index),
+                    ..Offsets::new(job, size)
+                },
+                event: interrupts.0[usize::from(index)].try_clone().unwrap(),
+                base: base + HEADERS,
+                slots: vec![None; job.depth],
+                latencies: Vec::with_capacity(job.count),
+                interrupts: 0,
+            }
+        };
+        let queues = (0..job.queues).map(queue).collect();
+        Self {
+            memory,
+            interrupts,
+            queues,
+        }
+    }
+
+    /// Does all requests, whose CPU time is what `cpu` grows by.
+    fn run(mut self, job: &Job, cpu: impl Fn() -> f64) -> Outcome {
+        let before = cpu();
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for queue in &mut self.queues {
+                std::thread::Builder::new()
+                    .name(GUEST.into())
+                    .spawn_scoped(scope, || queue.run(job))
+                    .unwrap();
+            }
+        });
+        let seconds = start.elapsed().as_secs_f64();
+        let cpu = cpu() - before;
+        let latencies = self.queues.iter().flat_map(|queue| &queue.latencies);
+        let latencies = latencies.copied().collect();
+        let interrupts = self.queues.iter().map(|queue| queue.interrupts).sum();
+        outcome(latencies, seconds, cpu, interrupts)
+    }
+}
+
 fn by_virtio(job: &Job) -> Outcome {
     let disk = open_disk(job);
-    let size = disk.size();
+    let guest = Guest::new(job, disk.size());
     let config = BlockConfig {
         name: "blk0".into(),
         serial: "bench".into(),
@@ -238,35 +320,8 @@ fn by_virtio(job: &Job) -> Outcome {
         ..BlockConfig::default()
     };
     let mut block = Block::new(config, disk, Arc::new(NoControl));
-    let span = HEADERS + DATA + (u64::from(job.block) * job.depth as u64).next_multiple_of(4096);
-    let bytes = usize::try_from(span * u64::from(job.queues)).unwrap();
-    let ranges = [(GuestAddress(0), bytes)];
-    let memory = Arc::new(GuestMemory::from_ranges(&ranges).unwrap());
-    let events = |_| EventFd::new(0).unwrap();
-    let interrupts = Arc::new(Interrupts {
-        events: (0..job.queues).map(events).collect(),
-        count: AtomicU64::new(0),
-    });
-    let mut queues: Vec<_> = (0..job.queues)
-        .map(|index| {
-            let base = span * u64::from(index);
-            Queue {
-                driver: Driver::new(&memory, base, QUEUE_SIZE),
-                offsets: Offsets {
-                    next: size / u64::from(job.queues) / u64::from(job.block)
-                        * u64::from(job.block)
-                        * u64::from(index),
-                    ..Offsets::new(job, size)
-                },
-                event: interrupts.events[usize::from(index)].try_clone().unwrap(),
-                base: base + HEADERS,
-                slots: vec![None; job.depth],
-                latencies: Vec::with_capacity(job.count),
-            }
-        })
-        .collect();
-    const { assert!(RINGS < HEADERS) };
-    let active = queues.iter().zip(0..).map(|(queue, index)| ActiveQueue {
+    let active = guest.queues.iter().zip(0..);
+    let active = active.map(|(queue, index)| ActiveQueue {
         index,
         queue: queue.driver.queue(true),
         kick: queue.driver.kick.clone(),
@@ -275,26 +330,25 @@ fn by_virtio(job: &Job) -> Outcome {
         .activate(Activation {
             features: block.features(),
             queues: active.collect(),
-            notifier: interrupts.clone(),
-            memory,
+            notifier: guest.interrupts.clone(),
+            memory: guest.memory.clone(),
         })
         .unwrap();
-    let before = cpu();
-    let start = Instant::now();
-    std::thread::scope(|scope| {
-        for queue in &mut queues {
-            std::thread::Builder::new()
-                .name(GUEST.into())
-                .spawn_scoped(scope, || queue.run(job))
-                .unwrap();
-        }
-    });
-    let seconds = start.elapsed().as_secs_f64();
-    let cpu = cpu() - before;
-    let latencies = queues.iter().flat_map(|queue| &queue.latencies).copied();
-    let latencies = latencies.collect();
-    let interrupts = interrupts.count.load(Ordering::Relaxed);
-    outcome(latencies, seconds, cpu, interrupts)
+    guest.run(job, || cpu("self"))
+}
+
+fn by_vhost_user(job: &Job) -> Outcome {
+    let peer = job.peer.as_ref().unwrap();
+    let guest = Guest::new(job, peer.size);
+    let features = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX;
+    let mut remote = Remote::connect(&peer.socket, features);
+    remote.share(&guest.memory);
+    for (index, queue) in (0..).zip(&guest.queues) {
+        remote.serve(index, QUEUE_SIZE, &queue.driver, &queue.event);
+    }
+    let outcome = guest.run(job, || cpu(&peer.pid.to_string()));
+    (0..job.queues).for_each(|index| remote.stop(index));
+    outcome
 }
 
 fn by_engine(job: &Job) -> Outcome {
@@ -313,7 +367,7 @@ fn by_engine(job: &Job) -> Outcome {
     let mut starts = vec![Instant::now(); job.depth];
     let mut ready: Vec<usize> = (0..job.depth).collect();
     let mut sent = 0;
-    let before = cpu();
+    let before = cpu("self");
     let start = Instant::now();
     while latencies.len() < job.count {
         while sent < job.count
@@ -351,7 +405,7 @@ fn by_engine(job: &Job) -> Outcome {
         }
     }
     let seconds = start.elapsed().as_secs_f64();
-    outcome(latencies, seconds, cpu() - before, 0)
+    outcome(latencies, seconds, cpu("self") - before, 0)
 }
 
 fn nanos(since: Instant) -> u64 {
@@ -389,10 +443,10 @@ fn outcome(mut latencies: Vec<u64>, seconds: f64, cpu: f64, interrupts: u64) -> 
     }
 }
 
-/// CPU time in seconds of this process's threads but the drivers', with those that the kernel makes
+/// CPU time in seconds of a process's threads but the drivers', with those that the kernel makes
 /// for its io_uring.
-fn cpu() -> f64 {
-    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+fn cpu(pid: &str) -> f64 {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
     tasks
         .map(|task| task.unwrap().path())
@@ -412,6 +466,7 @@ fn main() {
     let outcome = match job.way {
         Way::Virtio => by_virtio(&job),
         Way::Engine => by_engine(&job),
+        Way::VhostUser => by_vhost_user(&job),
     };
     println!("{}", serde_json::to_string(&outcome).unwrap());
 }

@@ -80,6 +80,10 @@ impl Driver {
         queue
     }
 
+    pub fn table(&self) -> u64 {
+        self.base
+    }
+
     pub fn avail_ring(&self) -> u64 {
         self.base + 0x1000
     }

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::available_parallelism;
 
 use edgevmm_block::BlockBackend;
 use edgevmm_block::engine::Helpers;
@@ -97,6 +98,8 @@ pub struct Block {
     kept: Vec<QueueRequests>,
     /// The present driver did not accept flush.
     cacheless: bool,
+    /// The host has CPUs for this process to spare while a queue's thread polls.
+    polls: bool,
     workers: Vec<Worker>,
     halt: Halt,
 }
@@ -121,6 +124,7 @@ impl Block {
             writeback: Arc::new(AtomicBool::new(true)),
             kept: Vec::new(),
             cacheless: false,
+            polls: available_parallelism().is_ok_and(|cpus| cpus.get() > 1),
             workers: Vec::new(),
             halt: Halt::default(),
         }
@@ -162,6 +166,7 @@ impl Block {
             writeback: Arc::clone(&self.writeback),
             discard: accepted(VIRTIO_BLK_F_DISCARD),
             write_zeroes: accepted(VIRTIO_BLK_F_WRITE_ZEROES),
+            polls: self.polls,
         }
     }
 

@@ -8,6 +8,7 @@
 
 mod config;
 mod device;
+mod patience;
 mod request;
 mod server;
 mod worker;

@@ -12,6 +12,7 @@ use virtio_bindings::virtio_blk::{
 };
 use vmm_sys_util::eventfd::EventFd;
 
+use super::patience::Patience;
 use super::request::{self, Command};
 use super::worker::Stopped;
 use crate::disk::jobs::{Jobs, Next, Terms};
@@ -40,6 +41,8 @@ pub(super) struct Setup {
     pub(super) discard: bool,
     /// The driver accepted write zeroes.
     pub(super) write_zeroes: bool,
+    /// Queues' threads may poll their rings.
+    pub(super) polls: bool,
 }
 
 /// A chain that was taken, and what it asks for.
@@ -74,6 +77,9 @@ pub(super) struct Server {
     free: Vec<usize>,
     /// When the first of the requests was done that the driver was not told of.
     done_since: Option<Instant>,
+    patience: Patience,
+    /// Since when there is nothing to do.
+    idle_since: Option<Instant>,
 }
 
 impl Server {
@@ -89,11 +95,13 @@ impl Server {
         };
         Ok(Self {
             jobs,
+            patience: Patience::new(setup.polls),
             ring,
             setup,
             slots: Vec::new(),
             free: Vec::new(),
             done_since: None,
+            idle_since: None,
         })
     }
 
@@ -123,6 +131,9 @@ impl Server {
             if let Err(error) = self.jobs.wait(next) {
                 tracing::error!(%error, "Cannot wait for block requests; the queue stops");
                 return Ok(());
+            }
+            if let Some(since) = self.idle_since.take() {
+                self.patience.slept(since.elapsed());
             }
         }
         Ok(())
@@ -181,10 +192,37 @@ impl Server {
                 }
                 self.start(slot)?;
             }
+            if self.linger()? {
+                continue;
+            }
             if !self.ring.enable_kicks()? {
                 return Ok(Next::Event);
             }
+            self.idle_since = None;
         }
+    }
+
+    /// Looks at the ring for a while, if nothing is under way and that may pay off. Returns whether
+    /// there are chains again.
+    fn linger(&mut self) -> Result<bool, DriverError> {
+        if self.jobs.is_busy() {
+            return Ok(false);
+        }
+        let since = Instant::now();
+        self.idle_since = Some(since);
+        let Some(time) = self.patience.look() else {
+            return Ok(false);
+        };
+        self.tell()?;
+        while since.elapsed() < time {
+            if self.ring.has_more() {
+                self.patience.hit();
+                self.idle_since = None;
+                return Ok(true);
+            }
+            std::hint::spin_loop();
+        }
+        Ok(false)
     }
 
     /// A slot that is not in use; none if there are as many requests as the queue holds.
