@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::agent::args::AgentArgs;
 use crate::image::args::ImageArgs;
+use crate::install::{InstallArgs, TargetArgs};
 
 /// Boots disk images as virtual machines on KVM.
 #[derive(Debug, Parser)]
@@ -75,6 +76,10 @@ pub enum Command {
     Image(Box<ImageArgs>),
     /// Check what this host has and lacks to run machines
     Doctor(JsonArg),
+    /// Make containerd or k3s run pods as machines
+    Install(InstallArgs),
+    /// Take away what `install` put in place
+    Uninstall(TargetArgs),
     /// Write a completion script for a shell
     Completions {
         /// The shell

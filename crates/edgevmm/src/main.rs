@@ -10,6 +10,7 @@ mod escape;
 mod exit;
 mod host;
 mod image;
+mod install;
 mod janitor;
 mod launch;
 mod manage;
@@ -143,6 +144,8 @@ fn dispatch(command: Command, log_filter: &str) -> Outcome {
         Command::Logs(args) => manage::logs(&args.name),
         Command::Image(args) => image::run(args.verb),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Install(args) => install::install(&args),
+        Command::Uninstall(args) => install::uninstall(&args),
         Command::Version(args) => version(&args),
         Command::Completions { shell } => {
             clap_complete::generate(

@@ -1,0 +1,226 @@
+//! Edits containerd's configuration: a block between two marks, so that it can be taken out again and
+//! nothing else is touched.
+//!
+//! containerd 2 merges a drop-in of version 3 with the rest. Versions 1 replace all settings of the
+//! CRI plugin by those of the drop-in, so it is no use to them.
+
+use std::path::{Path, PathBuf};
+
+const BEGIN: &str = "# BEGIN edgevmm: written by `edgevmm install`, removed by `edgevmm uninstall`";
+const END: &str = "# END edgevmm";
+/// How all our first marks begin.
+const BEGIN_START: &str = "# BEGIN edgevmm";
+/// What k3s puts its own settings in place of.
+const BASE: &str = "{{ template \"base\" . }}\n";
+
+/// Version of a configuration file, which decides what the plugin is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// Read by all.
+    V2,
+    /// Read by containerd 2 and newer.
+    V3,
+}
+
+/// Why a file is left alone.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EditError {
+    /// The last mark is gone.
+    #[error(
+        "The block that begins with `{BEGIN_START}` has no end: remove it, or add a line `{END}`"
+    )]
+    Unclosed,
+    /// Somebody has written the same by hand.
+    #[error("There is a runtime `edgevmm` in it already, not between our marks: remove it first")]
+    Foreign,
+}
+
+impl Version {
+    /// That of a configuration; the first one is unlikely to be met, and has none of its own here.
+    pub fn of(text: &str) -> Option<Self> {
+        match top_level(text, "version")? {
+            "2" => Some(Self::V2),
+            "3" => Some(Self::V3),
+            _ => None,
+        }
+    }
+
+    fn plugin(self) -> &'static str {
+        match self {
+            Self::V2 => "io.containerd.grpc.v1.cri",
+            Self::V3 => "io.containerd.cri.v1.runtime",
+        }
+    }
+}
+
+/// The table that makes the runtime known, started from `shim`.
+pub fn table(version: Version, shim: &Path) -> String {
+    let plugin = version.plugin();
+    let shim = shim.display();
+    format!(
+        "[plugins.\"{plugin}\".containerd.runtimes.edgevmm]\n  \
+         runtime_type = \"io.containerd.edgevmm.v1\"\n  \
+         runtime_path = \"{shim}\"\n  \
+         pod_annotations = [\"edgevmm.io/*\"]\n  \
+         container_annotations = [\"edgevmm.io/*\"]\n  \
+         privileged_without_host_devices = true\n"
+    )
+}
+
+/// A file that is a drop-in as a whole.
+pub fn drop_in(shim: &Path) -> String {
+    let table = table(Version::V3, shim);
+    format!("{BEGIN}\nversion = 3\n{table}{END}\n")
+}
+
+/// A template for k3s.
+pub fn template(version: Version, shim: &Path) -> Result<String, EditError> {
+    with_block(BASE, version, shim)
+}
+
+/// What is left of a configuration or a template that has no block any more, if it is anything that we
+/// did not write.
+pub fn rest(text: &str) -> Option<&str> {
+    let own = [BASE, "version = 2\n", ""];
+    (!own.contains(&text)).then_some(text)
+}
+
+/// The text with our block at its end, in place of an older one.
+///
+/// # Errors
+///
+/// When the text has such a runtime already, or half a block.
+pub fn with_block(text: &str, version: Version, shim: &Path) -> Result<String, EditError> {
+    let mut text = without_block(text)?;
+    let foreign = text.lines().map(str::trim).any(|line| {
+        let table = line.starts_with('[') && line.contains("runtimes.");
+        table
+            && [
+                "runtimes.edgevmm]",
+                "runtimes.\"edgevmm\"]",
+                "runtimes.'edgevmm']",
+            ]
+            .iter()
+            .any(|end| line.ends_with(end))
+    });
+    if foreign {
+        return Err(EditError::Foreign);
+    }
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
+    }
+    let table = table(version, shim);
+    Ok(format!("{text}{BEGIN}\n{table}{END}\n"))
+}
+
+/// The text without our block.
+///
+/// # Errors
+///
+/// When it has half a block.
+pub fn without_block(text: &str) -> Result<String, EditError> {
+    let mut left = String::new();
+    let mut inside = false;
+    for line in text.split_inclusive('\n') {
+        let plain = line.trim();
+        if inside {
+            inside = plain != END;
+        } else if plain.starts_with(BEGIN_START) {
+            inside = true;
+        } else {
+            left.push_str(line);
+        }
+    }
+    if inside {
+        Err(EditError::Unclosed)
+    } else {
+        Ok(left)
+    }
+}
+
+/// Folder of drop-ins that a configuration of version 3 imports all files `*.toml` of.
+pub fn drop_ins(text: &str) -> Option<PathBuf> {
+    if Version::of(text) != Some(Version::V3) {
+        return None;
+    }
+    let list = top_level(text, "imports")?
+        .strip_prefix('[')?
+        .strip_suffix(']')?;
+    let mut paths = list
+        .split(',')
+        .map(|path| path.trim().trim_matches(['"', '\'']));
+    let folder = paths.find_map(|path| path.strip_suffix("/*.toml"))?;
+    Some(folder.into()).filter(|folder: &PathBuf| folder.is_absolute())
+}
+
+/// Whether the CRI plugin is switched off, as in the configuration that Docker brings.
+pub fn cri_is_off(text: &str) -> bool {
+    top_level(text, "disabled_plugins").is_some_and(|list| {
+        let mut names = list.trim_matches(['[', ']']).split(',');
+        names.any(|name| {
+            let name = name.trim().trim_matches(['"', '\'']);
+            name == "cri" || name.starts_with("io.containerd.grpc.v1.cri")
+        })
+    })
+}
+
+/// The value of a key that stands on one line before all tables.
+fn top_level<'t>(text: &'t str, key: &str) -> Option<&'t str> {
+    let lines = text.lines().map(str::trim);
+    let mut lines = lines.take_while(|line| !line.starts_with('['));
+    lines.find_map(|line| {
+        let (name, value) = line.split_once('=')?;
+        (name.trim() == key).then(|| value.trim())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const SHIM: &str = "/usr/local/bin/containerd-shim-edgevmm-v1";
+
+    #[test]
+    fn a_block_comes_and_goes_and_nothing_else_changes() {
+        let own = "version = 2\n[plugins.x]\n  a = 1 # keep";
+        let with = with_block(own, Version::V2, Path::new(SHIM)).unwrap();
+        assert!(
+            with.contains("[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.edgevmm]")
+        );
+        assert_eq!(
+            with_block(&with, Version::V2, Path::new(SHIM)).unwrap(),
+            with
+        );
+        let moved = with_block(&with, Version::V2, Path::new("/opt/shim")).unwrap();
+        assert!(moved.contains("/opt/shim") && !moved.contains(SHIM));
+        assert_eq!(without_block(&with).unwrap(), format!("{own}\n"));
+        assert_eq!(without_block(&drop_in(Path::new(SHIM))).unwrap(), "");
+    }
+
+    #[test]
+    fn what_somebody_wrote_is_left_alone() {
+        for table in [
+            "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.'edgevmm']",
+            "  [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.edgevmm]  ",
+        ] {
+            let result = with_block(table, Version::V3, Path::new(SHIM));
+            assert_eq!(result, Err(EditError::Foreign));
+        }
+        let half = "# BEGIN edgevmm\n[a]\n";
+        assert_eq!(without_block(half), Err(EditError::Unclosed));
+        assert_eq!(rest("version = 2\n"), None);
+        assert_eq!(rest("root = \"/x\"\n"), Some("root = \"/x\"\n"));
+    }
+
+    #[test]
+    fn versions_and_drop_ins_are_found_before_the_tables() {
+        let text = "version = 3\nimports = ['/a/config-v3.toml.d/*.toml']\n[x]\nversion = 2\n";
+        assert_eq!(Version::of(text), Some(Version::V3));
+        assert_eq!(drop_ins(text), Some("/a/config-v3.toml.d".into()));
+        assert_eq!(drop_ins(&text.replace("version = 3", "version = 2")), None);
+        assert_eq!(Version::of("[x]\nversion = 2"), None);
+        assert!(cri_is_off("disabled_plugins = [\"cri\"]\n"));
+        assert!(!cri_is_off("disabled_plugins = []\n"));
+    }
+}
