@@ -134,7 +134,7 @@ async fn forward(
         for _ in 0..TRIES {
             let payload = request.encode_to_vec();
             let call = ttrpc::call(&containerd, SERVICE, "Forward", payload, &namespace);
-            if let Ok(Ok(_)) = tokio::time::timeout(CALL_TIME, call).await {
+            if let Ok(Ok(Ok(_))) = tokio::time::timeout(CALL_TIME, call).await {
                 break;
             }
             tokio::time::sleep(PAUSE).await;

@@ -16,7 +16,6 @@ mod holder;
 mod image;
 mod machine;
 mod process;
-mod proto;
 mod record;
 mod rootfs;
 mod seed;
@@ -26,7 +25,6 @@ mod start;
 mod stats;
 mod task;
 mod terminal;
-mod ttrpc;
 mod vmm;
 mod volumes;
 
@@ -34,6 +32,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use cli::{Action, Cli};
+use edgevmm_shim::{proto, ttrpc};
 
 /// What this program is called in its answers.
 const NAME: &str = "io.containerd.edgevmm.v1";

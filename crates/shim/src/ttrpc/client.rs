@@ -6,20 +6,20 @@ use std::path::Path;
 use prost::Message;
 use tokio::net::UnixStream;
 
-use super::{Frame, Kind, read_frame, wire, write_frame};
+use super::{Answer, CallError, Code, Frame, Kind, read_frame, wire, write_frame};
 
 /// Calls a method of the server at `socket` and returns its answer.
 ///
 /// # Errors
 ///
-/// When nobody answers, or the answer is a failure.
+/// When nobody answers.
 pub async fn call(
     socket: &Path,
     service: &str,
     method: &str,
     payload: Vec<u8>,
     namespace: &str,
-) -> io::Result<Vec<u8>> {
+) -> io::Result<Answer> {
     let mut stream = UnixStream::connect(socket).await?;
     let request = wire::Request {
         service: service.to_owned(),
@@ -42,10 +42,12 @@ pub async fn call(
             continue;
         }
         let response = wire::Response::decode(frame.message.as_slice())?;
-        return match response.status {
-            Some(status) if status.code != 0 => Err(io::Error::other(status.message)),
+        return Ok(match response.status {
+            Some(status) if status.code != 0 => {
+                Err(CallError::new(Code::of(status.code), status.message))
+            }
             _ => Ok(response.payload),
-        };
+        });
     }
     Err(io::ErrorKind::UnexpectedEof.into())
 }

@@ -42,6 +42,23 @@ pub enum Code {
     Unimplemented = 12,
 }
 
+impl Code {
+    /// The code of that number; what is not among ours is unknown.
+    fn of(number: i32) -> Self {
+        let all = [
+            Self::InvalidArgument,
+            Self::DeadlineExceeded,
+            Self::NotFound,
+            Self::AlreadyExists,
+            Self::ResourceExhausted,
+            Self::FailedPrecondition,
+            Self::Unimplemented,
+        ];
+        let found = all.into_iter().find(|code| *code as i32 == number);
+        found.unwrap_or(Self::Unknown)
+    }
+}
+
 /// Why a call failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
