@@ -42,7 +42,7 @@ pub use net::{
 };
 pub use size::{ByteSize, ByteSizeError};
 pub use topology::{Topology, TopologyError};
-pub use validate::ConfigError;
+pub use validate::{ConfigError, check_hostname};
 
 /// A virtual machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -385,8 +385,12 @@ fn check_cloud_init(seed: &CloudInitConfig) -> Result<(), ConfigError> {
     seed.hostname.as_deref().map_or(Ok(()), check_hostname)
 }
 
-/// A hostname's labels, and with dots between them a domain's too.
-fn check_hostname(hostname: &str) -> Result<(), ConfigError> {
+/// Checks a host name: labels, and with dots between them a domain's too.
+///
+/// # Errors
+///
+/// When it is none.
+pub fn check_hostname(hostname: &str) -> Result<(), ConfigError> {
     let label = |label: &str| {
         let inner = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
         (1..=63).contains(&label.len())

@@ -14,4 +14,4 @@ mod tap;
 
 pub use passt::{Forward, Passt, PasstConfig, PasstError, PasstExit, Transport};
 pub use socket::FrameSocket;
-pub use tap::{MAX_PARTS, Offloads, Tap, TapError, VNET_HEADER};
+pub use tap::{MAX_PARTS, Offloads, Tap, TapError, VNET_HEADER, interface_mtu};

@@ -153,6 +153,17 @@ impl Tap {
         attach(name, false)
     }
 
+    /// Makes a tap `name` that stays after the program, in the network namespace of the caller. It
+    /// is down, and there may be one already.
+    ///
+    /// # Errors
+    /// As for [`Tap::open`], but that it need not be there.
+    pub fn make(name: &str) -> Result<(), TapError> {
+        let file = open_driver(name)?;
+        let tap = configure(file, name, false)?;
+        sys::keep(&tap.file).map_err(|errno| tap.setup_error("TUNSETPERSIST", errno))
+    }
+
     /// Opens `count` queues of the tap `name`, which was made with `multi_queue`.
     ///
     /// # Errors
@@ -257,6 +268,18 @@ impl AsRawFd for Tap {
 }
 
 fn attach(name: &str, several: bool) -> Result<Tap, TapError> {
+    let file = open_driver(name)?;
+    // Not by /sys, which may show another network namespace than ours.
+    if if_nametoindex(name) == Err(Errno::ENODEV) {
+        return Err(TapError::Missing {
+            name: name.to_owned(),
+        });
+    }
+    configure(file, name, several)
+}
+
+/// Opens the driver for the tap `name`, if that is a name.
+fn open_driver(name: &str) -> Result<File, TapError> {
     let forbidden = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | '%' | ':');
     let size = 1..libc::IFNAMSIZ;
     if !size.contains(&name.len()) || matches!(name, "." | "..") || name.contains(forbidden) {
@@ -264,7 +287,7 @@ fn attach(name: &str, several: bool) -> Result<Tap, TapError> {
             name: name.to_owned(),
         });
     }
-    let file = OpenOptions::new()
+    OpenOptions::new()
         .read(true)
         .write(true)
         .custom_flags(libc::O_NONBLOCK)
@@ -272,13 +295,11 @@ fn attach(name: &str, several: bool) -> Result<Tap, TapError> {
         .map_err(|error| match error.raw_os_error() {
             Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TapError::NoDriver(error),
             _ => TapError::Open(error),
-        })?;
-    // Not by /sys, which may show another network namespace than ours.
-    if if_nametoindex(name) == Err(Errno::ENODEV) {
-        return Err(TapError::Missing {
-            name: name.to_owned(),
-        });
-    }
+        })
+}
+
+/// Makes `file` a queue of the tap `name`, which the kernel makes if it is missing.
+fn configure(file: File, name: &str, several: bool) -> Result<Tap, TapError> {
     let tap = Tap {
         file,
         name: name.to_owned(),
@@ -313,6 +334,17 @@ fn attach(name: &str, several: bool) -> Result<Tap, TapError> {
     Ok(tap)
 }
 
+/// MTU of an interface in the network namespace of the caller, in bytes.
+///
+/// # Errors
+/// Fails when there is none of that name.
+pub fn interface_mtu(name: &str) -> io::Result<u16> {
+    if name.len() >= libc::IFNAMSIZ {
+        return Err(Errno::ENODEV.into());
+    }
+    Ok(sys::mtu(name)?)
+}
+
 /// The system calls of tap devices.
 mod sys {
     use std::fs::File;
@@ -330,6 +362,7 @@ mod sys {
         nix::ioctl_read_bad!(get_interface, libc::TUNGETIFF, libc::ifreq);
         nix::ioctl_write_ptr_bad!(set_header_size, libc::TUNSETVNETHDRSZ, libc::c_int);
         nix::ioctl_write_int_bad!(set_offloads, libc::TUNSETOFFLOAD);
+        nix::ioctl_write_int_bad!(set_persist, libc::TUNSETPERSIST);
         nix::ioctl_read_bad!(get_mtu, libc::SIOCGIFMTU, libc::ifreq);
     }
 
@@ -385,6 +418,12 @@ mod sys {
         let bits = libc::c_int::try_from(bits).map_err(|_| Errno::EINVAL)?;
         // SAFETY: the descriptor is open and the argument is a number, not a pointer.
         unsafe { raw::set_offloads(file.as_raw_fd(), bits) }.map(drop)
+    }
+
+    /// Has the interface stay when nobody has it open.
+    pub(super) fn keep(file: &File) -> Result<(), Errno> {
+        // SAFETY: the descriptor is open and the argument is a number, not a pointer.
+        unsafe { raw::set_persist(file.as_raw_fd(), 1) }.map(drop)
     }
 
     type Iovecs = [MaybeUninit<libc::iovec>; MAX_PARTS];

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use edgevmm_config::{ByteSize, DiskBus, FirmwareChoice};
 
+use crate::network::Mode;
+
 /// What all of ours begin with.
 const PREFIX: &str = "edgevmm.io/";
 /// Names after the prefix, in the order in which messages list them.
-const NAMES: [&str; 13] = [
+const NAMES: [&str; 14] = [
     "cloud-init",
     "cmdline",
     "cpus",
@@ -18,6 +20,7 @@ const NAMES: [&str; 13] = [
     "initrd",
     "kernel",
     "memory",
+    "network",
     "overlay",
     "ssh-keys",
     "user-data",
@@ -44,6 +47,8 @@ pub struct Annotations {
     pub initrd: Option<String>,
     /// Its command line.
     pub cmdline: Option<String>,
+    /// How it is connected to the pod's network.
+    pub network: Option<Mode>,
     /// Volumes that get an empty disk of that size when they have none.
     pub create_disk: Vec<(String, ByteSize)>,
     /// Volume that keeps what the guest writes to the disk in the container image.
@@ -143,6 +148,14 @@ impl Annotations {
             "kernel" => self.kernel = Some(path(value).ok_or_else(|| wrong(PATH))?),
             "initrd" => self.initrd = Some(path(value).ok_or_else(|| wrong(PATH))?),
             "cmdline" => self.cmdline = Some(value.to_owned()),
+            "network" => {
+                self.network = Some(match value {
+                    "bridge" => Mode::Bridge,
+                    "masquerade" => Mode::Masquerade,
+                    "none" => Mode::None,
+                    _ => return Err(wrong("write bridge, masquerade or none")),
+                });
+            }
             "create-disk" => self.create_disk = sizes(value).ok_or_else(|| wrong(SIZES))?,
             "overlay" => self.overlay = Some(volume(value).ok_or_else(|| wrong(VOLUME))?),
             "cloud-init" => self.cloud_init = Some(volume(value).ok_or_else(|| wrong(VOLUME))?),
@@ -220,6 +233,7 @@ mod tests {
             ("edgevmm.io/kernel", "/boot/vmlinuz"),
             ("edgevmm.io/initrd", "/boot/initrd"),
             ("edgevmm.io/cmdline", "console=ttyS0"),
+            ("edgevmm.io/network", "masquerade"),
             ("edgevmm.io/create-disk", "data=10G, /logs=512M"),
             ("edgevmm.io/overlay", "/state"),
             ("edgevmm.io/cloud-init", "seed"),
@@ -235,6 +249,7 @@ mod tests {
             kernel: Some("/boot/vmlinuz".to_owned()),
             initrd: Some("/boot/initrd".to_owned()),
             cmdline: Some("console=ttyS0".to_owned()),
+            network: Some(Mode::Masquerade),
             create_disk: vec![
                 ("data".to_owned(), ByteSize::mib(10 << 10)),
                 ("/logs".to_owned(), ByteSize::mib(512)),
@@ -269,6 +284,7 @@ mod tests {
             ("kernel", "boot/vmlinuz"),
             ("kernel", "/boot/../../etc/shadow"),
             ("initrd", "/"),
+            ("network", "user"),
             ("create-disk", "data"),
             ("create-disk", "data=0"),
             ("create-disk", "data=1K"),

@@ -12,11 +12,13 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use edgevmm_config::VmConfig;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::Failure;
+use crate::network::{self, Wish};
 use crate::volumes::Given;
 
 /// What the holder answers when it is in its place.
@@ -46,8 +48,10 @@ pub struct Plan {
 pub struct Vmm {
     /// The program.
     pub program: PathBuf,
-    /// The machine's configuration.
+    /// The machine's configuration, to which its network is added.
     pub config: PathBuf,
+    /// Its network.
+    pub network: Wish,
     /// Folder of machines' sockets.
     pub machines: PathBuf,
     /// Files of volumes that it is given.
@@ -86,7 +90,11 @@ pub fn run() -> Result<(), Failure> {
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line)?;
     let plan: Plan = serde_json::from_str(&line)?;
+    let host = network::namespace()?;
     enter(&plan)?;
+    if let Some(vmm) = &plan.vmm {
+        connect(vmm, network::namespace()? == host)?;
+    }
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{READY}")?;
     stdout.flush()?;
@@ -144,6 +152,14 @@ fn enter(plan: &Plan) -> Result<(), Failure> {
         nix::unistd::sethostname(hostname)?;
     }
     Ok(std::env::set_current_dir("/")?)
+}
+
+/// Connects the machine to the network namespace that this is in, which may be the `host`'s.
+fn connect(vmm: &Vmm, host: bool) -> Result<(), Failure> {
+    let mut vm: VmConfig = serde_json::from_slice(&fs::read(&vmm.config)?)?;
+    vm.nets = network::set_up(&vmm.network, host)?;
+    vm.validate()?;
+    Ok(fs::write(&vmm.config, serde_json::to_vec(&vm)?)?)
 }
 
 /// Becomes the VMM; returns only why not.

@@ -15,6 +15,7 @@ mod events;
 mod holder;
 mod image;
 mod machine;
+mod network;
 mod process;
 mod record;
 mod rootfs;

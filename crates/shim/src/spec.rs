@@ -273,6 +273,13 @@ impl Spec {
             .find(|namespace| namespace.kind == kind)
     }
 
+    /// What of the host is mounted at a place.
+    pub fn mounted_at(&self, place: &str) -> Option<&Path> {
+        let mut mounts = self.mounts.iter().filter(|mount| mount.is_bind());
+        let mount = mounts.find(|mount| mount.destination == place)?;
+        Some(&mount.source)
+    }
+
     /// The root file system's folder.
     pub fn root(&self, bundle: &Path) -> PathBuf {
         bundle.join(&self.root.path)

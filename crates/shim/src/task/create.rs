@@ -12,6 +12,7 @@ use crate::annotations::Annotations;
 use crate::cgroup::{self, Cgroup};
 use crate::cli::check_identifier;
 use crate::holder::{self, Plan};
+use crate::network::{HOSTNAME, Mode, RESOLV_CONF, Wish};
 use crate::proto::task::CreateRequest;
 use crate::record::{Record, machines};
 use crate::spec::Spec;
@@ -119,6 +120,7 @@ fn describe(
 ) -> Result<(Option<holder::Vmm>, u64), CallError> {
     let bundle = Path::new(&request.bundle);
     let annotations = Annotations::parse(&spec.annotations).map_err(|error| invalid(&error))?;
+    let wish = network(spec, annotations.network);
     let mut volumes =
         volumes::attach(spec, &annotations, bundle).map_err(|error| invalid(&error))?;
     let vm = machine::describe(name, spec, annotations, root, &mut volumes)
@@ -130,12 +132,24 @@ fn describe(
     let vmm = holder::Vmm {
         program,
         config,
+        network: wish,
         machines: machines().path().to_owned(),
         given: volumes.given,
         stdin: stream(&request.stdin)?,
         stdout: stream(&request.stdout)?,
     };
     Ok((Some(vmm), vm.memory.size.0))
+}
+
+/// How the machine is to be connected to the container's network.
+fn network(spec: &Spec, mode: Option<Mode>) -> Wish {
+    let mounted = |place| spec.mounted_at(place).map(Path::to_owned);
+    Wish {
+        mode,
+        pod: spec.sandbox_id().is_some(),
+        resolv_conf: mounted(RESOLV_CONF),
+        hostname: mounted(HOSTNAME),
+    }
 }
 
 /// A short name that no other container's machine has.

@@ -1,0 +1,79 @@
+//! Interfaces (rtnetlink(7)): what is done to them.
+
+use std::io;
+use std::net::Ipv4Addr;
+
+use super::netlink::{ACK, CREATE, Message, REPLACE, Socket};
+
+const NEW_LINK: u16 = 16;
+const DELETE_LINK: u16 = 17;
+const NEW_ADDRESS: u16 = 20;
+const NEW_NEIGHBOUR: u16 = 28;
+
+/// Attributes of links.
+const LINK_MTU: u16 = 4;
+
+/// Attributes of addresses.
+const ADDRESS_PEER: u16 = 1;
+const ADDRESS_LOCAL: u16 = 2;
+
+/// Attributes of neighbours.
+const NEIGHBOUR_ADDRESS: u16 = 1;
+const NEIGHBOUR_MAC: u16 = 2;
+/// It is not asked for, and is not forgotten.
+const NEIGHBOUR_PERMANENT: u16 = 0x80;
+
+const UP: u32 = 1;
+const INET: u8 = 2;
+
+/// Brings an interface up, with an MTU.
+pub fn bring_up(index: u32, mtu: u16) -> Message {
+    let mut message = Message::new(NEW_LINK, ACK, &link(index, UP));
+    message.add(LINK_MTU, &u32::from(mtu).to_ne_bytes());
+    message
+}
+
+/// Removes an interface.
+pub fn delete(index: u32) -> Message {
+    Message::new(DELETE_LINK, ACK, &link(index, 0))
+}
+
+/// Gives an interface an IPv4 address in a network of `prefix` bits.
+pub fn add_address(index: u32, address: Ipv4Addr, prefix: u8) -> Message {
+    let header = [&[INET, prefix, 0, 0], &index.to_ne_bytes()[..]].concat();
+    let mut message = Message::new(NEW_ADDRESS, ACK | CREATE | REPLACE, &header);
+    message.add(ADDRESS_LOCAL, &address.octets());
+    message.add(ADDRESS_PEER, &address.octets());
+    message
+}
+
+/// Tells which MAC address a neighbour at an interface has.
+pub fn add_neighbour(index: u32, address: Ipv4Addr, mac: [u8; 6]) -> Message {
+    let mut header = vec![INET, 0, 0, 0];
+    header.extend(index.to_ne_bytes());
+    header.extend(NEIGHBOUR_PERMANENT.to_ne_bytes());
+    header.extend([0; 2]);
+    let mut message = Message::new(NEW_NEIGHBOUR, ACK | CREATE | REPLACE, &header);
+    message.add(NEIGHBOUR_ADDRESS, &address.octets());
+    message.add(NEIGHBOUR_MAC, &mac);
+    message
+}
+
+/// The header of messages about links (`ifinfomsg`), which sets and changes the same `flags`.
+fn link(index: u32, flags: u32) -> Vec<u8> {
+    let numbers = [0, index, flags, flags];
+    numbers.into_iter().flat_map(u32::to_ne_bytes).collect()
+}
+
+/// Has the kernel do one thing, which may be impossible as there is nothing to do it to.
+///
+/// # Errors
+///
+/// Any other that the kernel has.
+pub fn unless_gone(socket: &mut Socket, message: Message) -> io::Result<()> {
+    use nix::libc::{EINVAL, ENODEV, ENOENT};
+    match socket.request(message) {
+        Err(error) if matches!(error.raw_os_error(), Some(EINVAL | ENODEV | ENOENT)) => Ok(()),
+        result => result,
+    }
+}

@@ -1,0 +1,243 @@
+//! A pod's network as its machine's.
+//!
+//! A CNI plugin leaves interfaces with addresses in the pod's network namespace. For each of them a
+//! tap is made there, which the VMM opens, and the guest takes the interface's place:
+//!
+//! - `bridge`: every frame received by the interface is sent to the tap and the other way (tc), so
+//!   the guest has the pod's MAC and IP address, which the VMM's DHCP tells it. The pod's kernel
+//!   sees none of these frames, so its addresses may stay where they are for others to see.
+//! - `masquerade`: the guest is 10.0.2.2 behind the pod's address (nf_tables).
+//!
+//! In both, connections of the pod to its own loopback, by which `kubectl port-forward` comes, lead to the
+//! guest. All of it is in the namespace and goes with it, but a container that starts again finds
+//! what the last one had, and removes it. Nothing is done in the host's namespace.
+//!
+//! Left out: IPv6 by masquerade, static neighbours, rules and further tables of routes.
+
+mod bridge;
+mod facts;
+mod link;
+mod local;
+mod masquerade;
+mod netlink;
+mod nft;
+mod resolver;
+mod traffic;
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use edgevmm_config::NetConfig;
+use edgevmm_net::{Tap, TapError, interface_mtu};
+use nix::net::if_::if_nametoindex;
+use serde::{Deserialize, Serialize};
+
+use facts::Interface;
+use netlink::{Message, Socket};
+use resolver::Resolver;
+pub use resolver::{HOSTNAME, RESOLV_CONF};
+
+/// What names of our taps begin with; the interface's index follows.
+const TAP: &str = "evm";
+
+/// How a machine is connected to its pod's network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mode {
+    /// The guest has the pod's addresses.
+    #[default]
+    Bridge,
+    /// The guest is behind the pod's address.
+    Masquerade,
+    /// Not at all.
+    None,
+}
+
+/// What a machine's network shall be.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wish {
+    /// How it is connected; where nothing was said, by `bridge`.
+    pub mode: Option<Mode>,
+    /// Whether it is in a pod, which expects a network.
+    pub pod: bool,
+    /// The pod's resolv.conf.
+    pub resolv_conf: Option<PathBuf>,
+    /// The file with the pod's name.
+    pub hostname: Option<PathBuf>,
+}
+
+/// Why a machine can't have its pod's network.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// There is none of its own.
+    #[error(
+        "A machine can't be in the host's network: leave hostNetwork out, or do without a network \
+         by the annotation edgevmm.io/network: none"
+    )]
+    Host,
+    /// The kernel does not tell what there is.
+    #[error("Can't find out which interfaces the pod has")]
+    Facts(#[source] io::Error),
+    /// There can be no tap.
+    #[error("Can't make a tap for {interface}")]
+    Tap {
+        /// Name of the pod's interface.
+        interface: String,
+        /// Why.
+        source: TapError,
+    },
+    /// The kernel refuses.
+    #[error("Can't {what} for {interface}: {needs}")]
+    Kernel {
+        /// What was asked for.
+        what: &'static str,
+        /// Name of the pod's interface.
+        interface: String,
+        /// What the kernel needs for it.
+        needs: &'static str,
+        /// What it says.
+        source: io::Error,
+    },
+}
+
+/// The network namespace that the caller is in, to be compared.
+///
+/// # Errors
+///
+/// When there is no /proc.
+pub fn namespace() -> io::Result<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = fs::metadata("/proc/thread-self/ns/net")?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+/// Connects a machine to the network namespace that the caller is in, which is the `host`'s or a
+/// pod's. Returns the machine's interfaces.
+///
+/// # Errors
+///
+/// When it can't be done; what was done is found and removed by the next call.
+pub fn set_up(wish: &Wish, host: bool) -> Result<Vec<NetConfig>, NetworkError> {
+    let mode = wish.mode.unwrap_or_default();
+    if mode == Mode::None {
+        return Ok(Vec::new());
+    }
+    if host {
+        // Outside of pods it is what `ctr run` gives who did not ask for anything.
+        if wish.pod || wish.mode.is_some() {
+            return Err(NetworkError::Host);
+        }
+        eprintln!("The container is in the host's network: its machine has none");
+        return Ok(Vec::new());
+    }
+    let mut kernel = Socket::route().map_err(NetworkError::Facts)?;
+    let interfaces = facts::interfaces().map_err(NetworkError::Facts)?;
+    let (old, interfaces): (Vec<_>, Vec<_>) = interfaces.into_iter().partition(is_ours);
+    clear(&mut kernel, &old, &interfaces)?;
+    if interfaces.is_empty() {
+        eprintln!("The container's network has no interfaces: its machine has none");
+    }
+    let files = (wish.resolv_conf.as_deref(), wish.hostname.as_deref());
+    let resolver = Resolver::read(files.0, files.1);
+    let mut nets = Vec::new();
+    for interface in &interfaces {
+        let mut place = Place::make(&mut kernel, interface)?;
+        // Names and what comes by the loopback are the first one's.
+        let first = nets.is_empty();
+        let resolver = if first {
+            &resolver
+        } else {
+            &Resolver::default()
+        };
+        nets.push(match mode {
+            Mode::Masquerade if first => masquerade::connect(&mut place, resolver)?,
+            _ => bridge::connect(&mut place, resolver, first)?,
+        });
+    }
+    Ok(nets)
+}
+
+fn is_ours(interface: &Interface) -> bool {
+    let rest = interface.name.strip_prefix(TAP);
+    rest.is_some_and(|rest| rest.bytes().all(|digit| digit.is_ascii_digit()))
+}
+
+/// Removes what an earlier machine had in the namespace.
+fn clear(
+    kernel: &mut Socket,
+    old: &[Interface],
+    interfaces: &[Interface],
+) -> Result<(), NetworkError> {
+    if old.is_empty() {
+        return Ok(());
+    }
+    let delete = old.iter().map(|tap| link::delete(tap.index));
+    let filters = interfaces
+        .iter()
+        .map(|nic| traffic::delete_filters(nic.index));
+    for message in delete.chain(filters) {
+        link::unless_gone(kernel, message).map_err(NetworkError::Facts)?;
+    }
+    Ok(())
+}
+
+/// An interface of the pod, and the tap that is made for it.
+struct Place<'a> {
+    kernel: &'a mut Socket,
+    interface: &'a Interface,
+    tap: String,
+    tap_index: u32,
+}
+
+impl<'a> Place<'a> {
+    /// Makes the tap, with the interface's MTU, and brings it up.
+    fn make(kernel: &'a mut Socket, interface: &'a Interface) -> Result<Self, NetworkError> {
+        let tap = format!("{TAP}{}", interface.index);
+        Tap::make(&tap).map_err(|source| NetworkError::Tap {
+            interface: interface.name.clone(),
+            source,
+        })?;
+        let tap_index = if_nametoindex(tap.as_str());
+        let tap_index = tap_index.map_err(|error| NetworkError::Facts(error.into()))?;
+        let mut place = Self {
+            kernel,
+            interface,
+            tap,
+            tap_index,
+        };
+        // The guest is to hear its network only, not also the pod's kernel.
+        place.set("ipv6", "disable_ipv6");
+        let mtu = interface_mtu(&interface.name).map_err(NetworkError::Facts)?;
+        place.ask("bring up the tap", "", link::bring_up(tap_index, mtu))?;
+        Ok(place)
+    }
+
+    /// Has the kernel do something.
+    fn ask(
+        &mut self,
+        what: &'static str,
+        needs: &'static str,
+        message: Message,
+    ) -> Result<(), NetworkError> {
+        let asked = self.kernel.request(message);
+        asked.map_err(|source| self.refused(what, needs, source))
+    }
+
+    fn refused(&self, what: &'static str, needs: &'static str, source: io::Error) -> NetworkError {
+        NetworkError::Kernel {
+            what,
+            interface: self.interface.name.clone(),
+            needs,
+            source,
+        }
+    }
+
+    /// Sets a switch of the tap's, if the kernel has it.
+    fn set(&mut self, family: &str, switch: &str) {
+        let path = format!("/proc/sys/net/{family}/conf/{}/{switch}", self.tap);
+        let _ = fs::write(path, "1");
+    }
+}
+
+#[cfg(test)]
+mod tests;
