@@ -32,7 +32,7 @@ pub struct Interface {
     pub routes: Vec<RouteConfig>,
 }
 
-/// A kernel without IPv4 addresses and routes has no such file: no routes then.
+/// The interfaces of the network namespace of the caller, the one with the default route first.
 ///
 /// # Errors
 ///

@@ -2,8 +2,8 @@
 //! them, and so do other containers of the pod.
 //!
 //! A guest that has the pod's own address can't be reached by it from inside the pod, where it is
-//! the kernel's. So the kernel knows the guest by another address, [`GUEST`], that is translated
-//! where packets enter and leave the tap: the guest sees [`POD`] connect to its own address.
+//! the kernel's. So the kernel knows the guest by another address, `GUEST`, that is translated
+//! where packets enter and leave the tap: the guest sees `POD` connect to its own address.
 
 use std::net::Ipv4Addr;
 

@@ -134,8 +134,8 @@ pub fn set_up(wish: &Wish, host: bool) -> Result<Vec<NetConfig>, NetworkError> {
     let interfaces = facts::interfaces().map_err(NetworkError::Facts)?;
     let (old, interfaces): (Vec<_>, Vec<_>) = interfaces.into_iter().partition(is_ours);
     clear(&mut kernel, &old, &interfaces)?;
-    if interfaces.is_empty() {
-        eprintln!("The container's network has no interfaces: its machine has none");
+    if interfaces.is_empty() && wish.pod {
+        eprintln!("The pod's network has no interfaces: its machine has none");
     }
     let files = (wish.resolv_conf.as_deref(), wish.hostname.as_deref());
     let resolver = Resolver::read(files.0, files.1);
