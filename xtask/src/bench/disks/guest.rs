@@ -139,7 +139,7 @@ impl Guests<'_> {
         let busybox = Layout::of_this_user().tools().path("usr/bin/busybox");
         let mut jobs = String::new();
         for case in cases {
-            jobs += &job(case, "engine", "/dev/vda", DISK_MIB << 20);
+            jobs += &job(case, "engine", "/dev/vda", DISK_MIB << 20).to_string();
             jobs.push('\n');
         }
         let blkbench = fs::read(self.blkbench)

@@ -1,6 +1,7 @@
 //! The benchmark of disks: ours against QEMU's, in one run, on this host and in a guest.
 
 pub mod cases;
+mod export;
 pub mod guest;
 mod images;
 mod native;
@@ -33,7 +34,7 @@ pub struct DiskBench {
     pub workspace: PathBuf,
     /// The release build; `None` leaves out guests.
     pub edgevmm: Option<PathBuf>,
-    /// `crates/devices/examples/blkbench.rs`, statically linked.
+    /// `crates/devices/examples/blkbench`, statically linked.
     pub blkbench: PathBuf,
     /// This program, for the lab.
     pub xtask: PathBuf,

@@ -7,12 +7,16 @@ use anyhow::{Context, Result};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::cases::Case;
+use super::export::Export;
 use super::images::Images;
 use crate::process;
 use crate::progress::note;
+
+/// Seconds that a run may take, on however busy a host.
+const TIMEOUT: &str = "300";
 
 /// Who does the requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,11 +29,28 @@ pub enum Contestant {
     Uring,
     /// `qemu-img bench` by Linux AIO or, for what is cached, threads.
     Other,
+    /// QEMU's virtio disk by io_uring, with the driver that ours has.
+    Export,
 }
 
 impl Contestant {
     /// All of them, as the tables have them.
-    pub const ALL: [Self; 4] = [Self::Layer, Self::Disk, Self::Uring, Self::Other];
+    pub const ALL: [Self; 5] = [
+        Self::Layer,
+        Self::Uring,
+        Self::Other,
+        Self::Disk,
+        Self::Export,
+    ];
+
+    /// What QEMU has of the same kind.
+    #[must_use]
+    pub fn rival(self) -> Self {
+        match self {
+            Self::Disk | Self::Export => Self::Export,
+            _ => Self::Uring,
+        }
+    }
 
     /// What the results call it.
     #[must_use]
@@ -39,6 +60,7 @@ impl Contestant {
             Self::Disk => "disk",
             Self::Uring => "qemu-io_uring",
             Self::Other => "qemu-other",
+            Self::Export => "qemu-virtio",
         }
     }
 }
@@ -56,7 +78,7 @@ pub struct Sample {
     pub latency: Option<[f64; 3]>,
 }
 
-/// What crates/devices/examples/blkbench.rs writes.
+/// What crates/devices/examples/blkbench writes.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Outcome {
     /// How long it took.
@@ -81,7 +103,7 @@ pub struct Native {
 }
 
 impl Native {
-    /// Has `contestant` do `case` once. There is none of QEMU's if it fails: now and then
+    /// Has `contestant` do `case` once. There is no sample of QEMU's if it fails: now and then
     /// `qemu-img bench` (10.0.2) crashes.
     ///
     /// # Errors
@@ -89,35 +111,45 @@ impl Native {
     pub fn run(&self, contestant: Contestant, case: &Case) -> Result<Option<Sample>> {
         self.images.prepare(case.image, case.direct)?;
         let other = if case.direct { "native" } else { "threads" };
-        let qemu = |aio| {
-            let sample = self.qemu(aio, case);
+        let qemu = |sample: Result<Sample>| {
             let tell = |error| note(&format!("No figure of QEMU: {error:#}"));
             Ok(sample.map_err(tell).ok())
         };
         match contestant {
-            Contestant::Layer => self.ours("engine", case).map(Some),
-            Contestant::Disk => self.ours("virtio", case).map(Some),
-            Contestant::Uring => qemu("io_uring"),
-            Contestant::Other => qemu(other),
+            Contestant::Layer => self.blkbench(case, "engine", None).map(Some),
+            Contestant::Disk => self.blkbench(case, "virtio", None).map(Some),
+            Contestant::Uring => qemu(self.qemu_img("io_uring", case)),
+            Contestant::Other => qemu(self.qemu_img(other, case)),
+            Contestant::Export => qemu(self.export(case)),
         }
         .with_context(|| format!("Cannot measure {}", case.key()))
     }
 
-    fn ours(&self, way: &str, case: &Case) -> Result<Sample> {
+    fn export(&self, case: &Case) -> Result<Sample> {
+        let export = Export::start(case, &self.images.path(case.image))?;
+        self.blkbench(case, "vhost-user", Some(&export))
+    }
+
+    fn blkbench(&self, case: &Case, way: &str, export: Option<&Export>) -> Result<Sample> {
         let path = self.images.path(case.image).display().to_string();
-        let job = job(case, way, &path, case.image.size());
-        let output = process::output(Command::new(&self.blkbench).arg(job))?;
+        let mut job = job(case, way, &path, case.image.size());
+        if let Some(export) = export {
+            job["peer"] = export.peer(case);
+        }
+        // A daemon that crashes leaves its driver waiting.
+        let mut command = Command::new("timeout");
+        command.arg(TIMEOUT).arg(&self.blkbench);
+        let output = process::output(command.arg(job.to_string()))?;
         let outcome: Outcome = serde_json::from_str(&output)?;
-        let virtio = way == "virtio";
         Ok(Sample {
             iops: outcome.iops,
             cpu: outcome.cpu,
-            interrupts: virtio.then_some(outcome.interrupts),
+            interrupts: (way != "engine").then_some(outcome.interrupts),
             latency: Some(outcome.latency),
         })
     }
 
-    fn qemu(&self, aio: &str, case: &Case) -> Result<Sample> {
+    fn qemu_img(&self, aio: &str, case: &Case) -> Result<Sample> {
         let bench = |count: usize| -> Result<(String, f64)> {
             let mut command = Command::new("qemu-img");
             command.args(["bench", "-f", case.image.format(), "-i", aio]);
@@ -152,7 +184,7 @@ impl Native {
 
 /// A job for `blkbench`.
 #[must_use]
-pub fn job(case: &Case, way: &str, path: &str, size: u64) -> String {
+pub fn job(case: &Case, way: &str, path: &str, size: u64) -> Value {
     json!({
         "image": path,
         "direct": case.direct,
@@ -163,7 +195,6 @@ pub fn job(case: &Case, way: &str, path: &str, size: u64) -> String {
         "depth": case.depth,
         "count": case.count,
     })
-    .to_string()
 }
 
 /// The time that `qemu-img bench` says.
