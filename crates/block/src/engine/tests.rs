@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
+mod new_data;
+
 use std::fs::File;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, Sender, channel};
