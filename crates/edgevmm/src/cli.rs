@@ -37,8 +37,10 @@ pub struct LogArgs {
     pub verbose: u8,
 }
 
-/// The commands.
+/// The commands. Their flags are described to clap when their command is given, and not all of them
+/// in each process that becomes a VMM.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub enum Command {
     /// Run a machine
     Run(Box<RunArgs>),

@@ -10,6 +10,7 @@ pub mod confinement;
 pub mod console;
 mod device_loop;
 mod files;
+mod heap;
 pub mod kvm;
 pub mod layout;
 pub mod lifecycle;
@@ -39,6 +40,9 @@ use service::{Facts, Service, Socket, Ways};
 
 /// How long the API stays up for clients that wait for the end to hear of it.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Events that the event loop takes from the kernel at once: there are a few sockets.
+const IO_EVENTS: usize = 64;
 
 /// Why a machine could not be started or kept running.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +99,7 @@ pub fn run(
 ) -> Result<ExitRecord, VmmError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .max_io_events_per_tick(IO_EVENTS)
         .build()
         .map_err(VmmError::Runtime)?;
     let exit = claim.open_exit()?;
@@ -168,6 +173,8 @@ async fn live(
         boot_note,
     };
     announce(started).map_err(VmmError::Announce)?;
+    // While the guest begins to run.
+    tokio::spawn(async { heap::trim() });
 
     let record = life.run().await;
     console.close();

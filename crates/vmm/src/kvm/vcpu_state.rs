@@ -21,8 +21,9 @@ use super::{KvmError, call, msrs};
 pub struct VcpuState {
     pub(super) regs: kvm_regs,
     pub(super) sregs: kvm_sregs,
-    lapic: kvm_lapic_state,
-    xsave: kvm_xsave,
+    // Large, and on a stack its pages would stay for good.
+    lapic: Box<kvm_lapic_state>,
+    xsave: Box<kvm_xsave>,
     xcrs: kvm_xcrs,
     debug: kvm_debugregs,
     events: kvm_vcpu_events,
@@ -39,8 +40,8 @@ impl VcpuState {
             mp_state: fd.get_mp_state().map_err(error())?,
             regs: fd.get_regs().map_err(error())?,
             sregs: fd.get_sregs().map_err(error())?,
-            lapic: fd.get_lapic().map_err(error())?,
-            xsave: fd.get_xsave().map_err(error())?,
+            lapic: lapic(fd).map_err(error())?,
+            xsave: xsave(fd).map_err(error())?,
             xcrs: fd.get_xcrs().map_err(error())?,
             debug: fd.get_debug_regs().map_err(error())?,
             events: fd.get_vcpu_events().map_err(error())?,
@@ -98,4 +99,16 @@ impl VcpuState {
         }
         all
     }
+}
+
+/// The local APIC in a box. Not inlined, as its copies would be part of the caller's frame.
+#[inline(never)]
+fn lapic(fd: &VcpuFd) -> Result<Box<kvm_lapic_state>, kvm_ioctls::Error> {
+    fd.get_lapic().map(Box::new)
+}
+
+/// The processor's extended state in a box, as [`lapic`].
+#[inline(never)]
+fn xsave(fd: &VcpuFd) -> Result<Box<kvm_xsave>, kvm_ioctls::Error> {
+    fd.get_xsave().map(Box::new)
 }
