@@ -4,8 +4,10 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use serde::de;
+
 use crate::VmConfig;
-use crate::keys::{shorten, unknown};
+use crate::yaml;
 
 /// Largest configuration file, in bytes.
 pub const MAX_FILE_SIZE: u64 = 256 << 10;
@@ -92,17 +94,17 @@ impl VmConfig {
     ///
     /// When the text isn't a configuration.
     pub fn parse(text: &str) -> Result<Self, ConfigTextError> {
-        let options = serde_saphyr::options! {
-            budget: serde_saphyr::budget! {
-                max_events: 20_000,
-                max_anchors: 100,
-                max_aliases: 100,
-                max_depth: 16,
-            },
-            with_snippet: false,
-            strict_booleans: true,
-        };
-        serde_saphyr::from_str_with_options(text, options).map_err(|error| text_error(&error))
+        yaml::parse(text)?.read()
+    }
+
+    /// Reads JSON that a `VmConfig` was written as.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be read or isn't a configuration.
+    pub fn from_json(json: impl Read) -> Result<Self, serde_json::Error> {
+        let node: yaml::Node = serde_json::from_reader(json)?;
+        node.read().map_err(de::Error::custom)
     }
 
     /// Writes YAML that [`VmConfig::parse`] reads.
@@ -111,7 +113,7 @@ impl VmConfig {
     ///
     /// When a path isn't UTF-8.
     pub fn to_yaml(&self) -> Result<String, String> {
-        serde_saphyr::to_string(self).map_err(|error| error.to_string())
+        yaml::to_yaml(self)
     }
 
     /// Takes relative paths from `base`.
@@ -163,59 +165,6 @@ impl VmConfig {
             .chain(channels)
             .chain(debugcon)
     }
-}
-
-/// Tells the parser's error in our words where that helps.
-fn text_error(error: &serde_saphyr::Error) -> ConfigTextError {
-    use serde_saphyr::Error;
-    let line = error.location().map_or(0, |location| location.line());
-    let message = match error.without_snippet() {
-        Error::SerdeUnknownField {
-            field, expected, ..
-        } => unknown("key", field, expected),
-        Error::SerdeUnknownVariant {
-            variant, expected, ..
-        } => unknown("value", variant, expected),
-        Error::SerdeMissingField { field, .. } => format!("the key `{field}` is missing"),
-        Error::DuplicateMappingKey { key: Some(key), .. } => {
-            format!("the key `{}` stands twice: remove one", shorten(key))
-        }
-        Error::InvalidScalar { ty, .. } => number_error(ty),
-        Error::InvalidBooleanStrict { .. } => "write true or false".to_owned(),
-        Error::MultipleDocuments { .. } => "a second document begins: remove it".to_owned(),
-        Error::Unexpected {
-            expected: "mapping start",
-            ..
-        } => "keys with values are needed here, like `count: 2`".to_owned(),
-        Error::Unexpected {
-            expected: "sequence start",
-            ..
-        } => "a list is needed here, with `- ` before each item".to_owned(),
-        Error::Unexpected {
-            expected: "string scalar",
-            ..
-        } => "a text is needed here".to_owned(),
-        Error::Message { msg, .. } => msg.clone(),
-        other => plain(&other.to_string()),
-    };
-    ConfigTextError { line, message }
-}
-
-/// What to write instead of something that isn't a value of the type.
-fn number_error(kind: &str) -> String {
-    match kind.strip_prefix('u').and_then(|bits| bits.parse().ok()) {
-        Some(bits @ 1..=64_u32) => {
-            format!("write a whole number from 0 to {}", u64::MAX >> (64 - bits))
-        }
-        _ => format!("a value of type {kind} is needed here"),
-    }
-}
-
-/// The first line of a message, without the place that the parser appends.
-fn plain(message: &str) -> String {
-    let line = message.lines().next().unwrap_or_default();
-    let end = line.find(" at line ").unwrap_or(line.len());
-    line[..end].to_owned()
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ mod net;
 mod size;
 mod topology;
 mod validate;
+mod yaml;
 
 use std::path::PathBuf;
 
@@ -43,6 +44,7 @@ pub use net::{
 pub use size::{ByteSize, ByteSizeError};
 pub use topology::{Topology, TopologyError};
 pub use validate::{ConfigError, check_hostname};
+pub use yaml::to_yaml;
 
 /// A virtual machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

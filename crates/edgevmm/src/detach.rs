@@ -169,8 +169,7 @@ fn give_up(claim: MachineClaim, mut ready: Option<File>, failure: &Failure) {
 fn live(claim: &MachineClaim, ready: &mut Option<File>) -> Outcome {
     // Away from the terminal that this was started from, and from the folder too.
     nix::unistd::setsid().context("Can't leave the terminal")?;
-    let vm: VmConfig =
-        serde_json::from_reader(io::stdin().lock()).context("Can't read the configuration")?;
+    let vm = VmConfig::from_json(io::stdin().lock()).context("Can't read the configuration")?;
     std::env::set_current_dir("/").context("Can't change to /")?;
     let result = edgevmm_vmm::run(&vm, claim, |started| {
         if let Some(note) = &started.boot_note {

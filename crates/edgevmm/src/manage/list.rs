@@ -204,7 +204,9 @@ pub async fn inspect(args: &InspectArgs) -> Outcome {
     } else {
         print!(
             "{}",
-            serde_saphyr::to_string(&machine).context("Can't write YAML")?
+            edgevmm_config::to_yaml(&machine)
+                .map_err(anyhow::Error::msg)
+                .context("Can't write YAML")?
         );
     }
     Ok(ExitCode::SUCCESS)
