@@ -113,7 +113,7 @@ impl DiskBench {
                 .unwrap_or_default()
                 .clone_into(&mut results.qemu);
             let mut find = Command::new("findmnt");
-            find.args(["-n", "-o", "FSTYPE,OPTIONS", "-T"]);
+            find.args(["-nr", "-o", "FSTYPE,OPTIONS", "-T"]);
             results.file_system = first_word(find.arg(folder.path()))?;
             results.notification = Some(Notification::measure()?);
             self.natively(folder.path(), &mut results.native)?;

@@ -302,44 +302,70 @@ fn behind(results: &DiskResults, causes: &[Cause]) -> String {
          load changes less. A row is told of at the first cause that it has.\n\n",
     );
     for cause in causes {
-        let (of_cause, others) = rows
-            .into_iter()
-            .partition::<Vec<_>, _>(|row| cause.rows.iter().all(|part| row.contains(part)));
-        rows = others;
-        if !of_cause.is_empty() {
-            let _ = writeln!(text, "- {} {}.", cause.cause, of_cause.join("; "));
-        }
+        let of_cause = rows.extract_if(.., |row| {
+            cause.rows.iter().all(|part| row.title.contains(part))
+        });
+        tell(&mut text, &cause.cause, of_cause);
     }
-    for row in rows {
-        let _ = writeln!(text, "- {row}.");
-    }
+    let waited = rows.extract_if(.., |row| row.cpu.is_some_and(|cpu| cpu < 1.0));
+    tell(
+        &mut text,
+        "With less CPU time than QEMU: what took longer was the disk, or the wait for a CPU.",
+        waited,
+    );
+    tell(&mut text, "", rows.into_iter());
     text
 }
 
+/// A row in which we are behind.
+struct Behind {
+    title: String,
+    /// Requests a second, to QEMU's.
+    ratio: f64,
+    /// CPU time of a request, to QEMU's.
+    cpu: Option<f64>,
+}
+
+fn tell(text: &mut String, cause: &str, rows: impl Iterator<Item = Behind>) {
+    let rows = rows.map(|row| {
+        let cpu = row.cpu.map(|cpu| format!(" (CPU time {cpu:.2} ×)"));
+        let cpu = cpu.unwrap_or_default();
+        format!("{}: {:.2} ×{cpu}", row.title, row.ratio)
+    });
+    let rows: Vec<_> = rows.collect();
+    if !rows.is_empty() {
+        let line = format!("{cause} {}", rows.join("; "));
+        let _ = writeln!(text, "- {}.", line.trim_start());
+    }
+}
+
 /// What is behind QEMU, and by how much.
-fn rows_behind(results: &DiskResults) -> Vec<String> {
+fn rows_behind(results: &DiskResults) -> Vec<Behind> {
     let mut rows = Vec::new();
     for measured in &results.native {
         for (contestant, who) in [
             (Contestant::Layer, "block layer"),
             (Contestant::Disk, "virtio disk"),
         ] {
+            let cpu = |of| measured.cpu(of);
             if let Some(ratio) = measured.ratio(contestant).filter(|ratio| *ratio < 1.0) {
-                let cpu = measured
-                    .cpu(contestant)
-                    .zip(measured.cpu(contestant.rival()));
-                let cpu = times(cpu.map(|(ours, qemu)| ours / qemu));
-                let key = measured.case.key();
-                rows.push(format!("{key}, {who}: {ratio:.2} × (CPU time {cpu})"));
+                rows.push(Behind {
+                    title: format!("{}, {who}", measured.case.key()),
+                    ratio,
+                    cpu: cpu(contestant)
+                        .zip(cpu(contestant.rival()))
+                        .map(|(ours, qemu)| ours / qemu),
+                });
             }
         }
     }
     for (index, case) in cases::of_guest().iter().enumerate() {
         if let Some(ratio) = guest_ratio(results, index).filter(|ratio| *ratio < 1.0) {
-            let access = case.access();
-            rows.push(format!(
-                "in a guest: {access}, against the best QEMU: {ratio:.2} ×"
-            ));
+            rows.push(Behind {
+                title: format!("in a guest: {}, against the best QEMU", case.access()),
+                ratio,
+                cpu: None,
+            });
         }
     }
     rows
