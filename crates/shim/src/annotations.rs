@@ -9,9 +9,10 @@ use crate::network::Mode;
 /// What all of ours begin with.
 const PREFIX: &str = "edgevmm.io/";
 /// Names after the prefix, in the order in which messages list them.
-const NAMES: [&str; 14] = [
+const NAMES: [&str; 15] = [
     "cloud-init",
     "cmdline",
+    "container",
     "cpus",
     "create-disk",
     "disk",
@@ -49,6 +50,8 @@ pub struct Annotations {
     pub cmdline: Option<String>,
     /// How it is connected to the pod's network.
     pub network: Option<Mode>,
+    /// Name of the pod's container that is the machine.
+    pub container: Option<String>,
     /// Volumes that get an empty disk of that size when they have none.
     pub create_disk: Vec<(String, ByteSize)>,
     /// Volume that keeps what the guest writes to the disk in the container image.
@@ -156,6 +159,7 @@ impl Annotations {
                     _ => return Err(wrong("write bridge, masquerade or none")),
                 });
             }
+            "container" => self.container = Some(file_name(value).ok_or_else(|| wrong(CONTAINER))?),
             "create-disk" => self.create_disk = sizes(value).ok_or_else(|| wrong(SIZES))?,
             "overlay" => self.overlay = Some(volume(value).ok_or_else(|| wrong(VOLUME))?),
             "cloud-init" => self.cloud_init = Some(volume(value).ok_or_else(|| wrong(VOLUME))?),
@@ -172,6 +176,7 @@ impl Annotations {
 
 const DISK: &str = "write the name of a file in the image's folder /disk, like disk.qcow2";
 const PATH: &str = "write the absolute path of a file in the container image, like /boot/vmlinuz";
+const CONTAINER: &str = "write the name of a container of the pod";
 const VOLUME: &str = "write the name of a volume, or where the container mounts it";
 const SIZES: &str = "write volumes with sizes in whole MiB, like data=10G,logs=512M";
 const TEXT: &str = "write at most 256 KiB of text";
@@ -235,6 +240,7 @@ mod tests {
             ("edgevmm.io/cmdline", "console=ttyS0"),
             ("edgevmm.io/network", "masquerade"),
             ("edgevmm.io/create-disk", "data=10G, /logs=512M"),
+            ("edgevmm.io/container", "vm"),
             ("edgevmm.io/overlay", "/state"),
             ("edgevmm.io/cloud-init", "seed"),
             ("edgevmm.io/ssh-keys", "ssh-ed25519 AAAA"),
@@ -250,6 +256,7 @@ mod tests {
             initrd: Some("/boot/initrd".to_owned()),
             cmdline: Some("console=ttyS0".to_owned()),
             network: Some(Mode::Masquerade),
+            container: Some("vm".to_owned()),
             create_disk: vec![
                 ("data".to_owned(), ByteSize::mib(10 << 10)),
                 ("/logs".to_owned(), ByteSize::mib(512)),

@@ -9,8 +9,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
 
 use edgevmm_config::VmConfig;
 use nix::sched::{CloneFlags, setns, unshare};
@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Failure;
 use crate::network::{self, Wish};
+use crate::runc::{self, Ordinary};
 use crate::volumes::Given;
 
 /// What the holder answers when it is in its place.
@@ -35,8 +36,12 @@ pub struct Plan {
     pub network: Option<PathBuf>,
     /// Whether to make a network namespace.
     pub new_network: bool,
-    /// Host name of a pod, for which namespaces of its own are made.
+    /// Whether to make an IPC namespace.
+    pub new_ipc: bool,
+    /// Host name of a pod, for which a namespace of its own is made.
     pub hostname: Option<String>,
+    /// An ordinary container, to be made and to be the parent of.
+    pub ordinary: Option<Ordinary>,
     /// What to become; the holder of a sandbox becomes nothing.
     pub vmm: Option<Vmm>,
     /// What to become for a client, in place of a VMM.
@@ -86,7 +91,7 @@ pub struct Tool {
 /// # Errors
 ///
 /// When it can't be what the plan says; the daemon is told.
-pub fn run() -> Result<(), Failure> {
+pub fn run() -> Result<ExitCode, Failure> {
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line)?;
     let plan: Plan = serde_json::from_str(&line)?;
@@ -95,17 +100,25 @@ pub fn run() -> Result<(), Failure> {
     if let Some(vmm) = &plan.vmm {
         connect(vmm, network::namespace()? == host)?;
     }
+    let child = plan
+        .ordinary
+        .map(|ordinary| ordinary.create())
+        .transpose()?;
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{READY}")?;
     stdout.flush()?;
+    if let Some(child) = child {
+        let status = runc::wait_for(child)?;
+        return Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)));
+    }
     // The end of input is the end of the daemon.
     if !is_told_to_start()? {
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     match (plan.vmm, plan.tool) {
         (Some(vmm), _) => Err(become_vmm(&vmm)),
         (None, Some(tool)) => Err(become_tool(&tool)),
-        (None, None) => Ok(()),
+        (None, None) => Ok(ExitCode::SUCCESS),
     }
 }
 
@@ -143,10 +156,8 @@ fn enter(plan: &Plan) -> Result<(), Failure> {
     }
     let mut new = CloneFlags::empty();
     new.set(CloneFlags::CLONE_NEWNET, plan.new_network);
-    new.set(
-        CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC,
-        plan.hostname.is_some(),
-    );
+    new.set(CloneFlags::CLONE_NEWIPC, plan.new_ipc);
+    new.set(CloneFlags::CLONE_NEWUTS, plan.hostname.is_some());
     unshare(new)?;
     if let Some(hostname) = &plan.hostname {
         nix::unistd::sethostname(hostname)?;
@@ -235,15 +246,23 @@ fn end_of(path: &PathBuf) -> io::Result<Stdio> {
 }
 
 /// A FIFO is opened for both directions: then it never ends while others come and go.
-fn input(path: &PathBuf) -> io::Result<Stdio> {
+///
+/// # Errors
+///
+/// When it can't be opened.
+pub fn input(path: &Path) -> io::Result<Stdio> {
     if path.as_os_str().is_empty() {
         return Ok(Stdio::null());
     }
     Ok(OpenOptions::new().read(true).write(true).open(path)?.into())
 }
 
-/// As [`input`]: a VMM whose reader is gone for a while gets no error. Files grow.
-fn output(path: &PathBuf) -> io::Result<Stdio> {
+/// As [`input`]: who writes while the reader is gone for a while gets no error. Files grow.
+///
+/// # Errors
+///
+/// When it can't be opened.
+pub fn output(path: &Path) -> io::Result<Stdio> {
     if path.as_os_str().is_empty() {
         return Ok(Stdio::null());
     }

@@ -19,6 +19,7 @@ mod network;
 mod process;
 mod record;
 mod rootfs;
+mod runc;
 mod seed;
 mod service;
 mod spec;
@@ -43,7 +44,7 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> ExitCode {
     match run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("{}", chain(error.as_ref()));
             ExitCode::FAILURE
@@ -51,19 +52,17 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() -> Result<(), Failure> {
+fn run() -> Result<ExitCode, Failure> {
     let cli = Cli::parse(std::env::args_os().skip(1))?;
     match cli.action {
-        Action::Start => start::run(&cli),
-        Action::Daemon => daemon::run(&cli),
-        Action::Delete => delete::run(&cli),
-        Action::Hold => holder::run(),
-        Action::Info => Ok(std::io::stdout().write_all(&bootstrap::info())?),
-        Action::Version => {
-            println!("containerd-shim-edgevmm-v1 {}", env!("CARGO_PKG_VERSION"));
-            Ok(())
-        }
+        Action::Start => start::run(&cli)?,
+        Action::Daemon => daemon::run(&cli)?,
+        Action::Delete => delete::run(&cli)?,
+        Action::Hold => return holder::run(),
+        Action::Info => std::io::stdout().write_all(&bootstrap::info())?,
+        Action::Version => println!("containerd-shim-edgevmm-v1 {}", env!("CARGO_PKG_VERSION")),
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// An error with its causes, on one line.

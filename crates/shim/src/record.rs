@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::process::Process;
 use crate::rootfs;
+use crate::runc::Runc;
 
 /// The file.
 const FILE: &str = "edgevmm.json";
@@ -34,6 +35,8 @@ pub struct Record {
     pub cgroups: Vec<PathBuf>,
     /// Name of the machine.
     pub machine: Option<String>,
+    /// The container, if it is an ordinary one.
+    pub runc: Option<Runc>,
 }
 
 impl Record {
@@ -80,9 +83,11 @@ impl Record {
             }
         }
         let machine = self.machine.as_deref().map_or(Ok(()), remove_machine);
+        let runc = self.runc.as_ref().map_or(Ok(()), Runc::delete);
         let mounts = self.root.as_deref().map_or(Ok(()), rootfs::unmount);
         let groups = crate::cgroup::remove(&self.cgroups);
         machine?;
+        runc?;
         mounts?;
         groups?;
         match fs::remove_file(bundle.join(FILE)) {
@@ -128,6 +133,7 @@ mod tests {
             root: Some("/r".into()),
             cgroups: vec!["/c".into()],
             machine: Some("vm".to_owned()),
+            runc: Runc::new("ns", "id", bundle.path()),
         };
         record.write(bundle.path()).unwrap();
         assert_eq!(Record::read(bundle.path()), record);
@@ -147,6 +153,7 @@ mod tests {
             root: Some(bundle.path().join("none")),
             cgroups: vec![bundle.path().join("none")],
             machine: None,
+            runc: None,
         };
         record.write(bundle.path()).unwrap();
         record.clear(bundle.path()).unwrap();

@@ -13,11 +13,13 @@ const MAX_SPEC: u64 = 4 << 20;
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 /// Annotation with the ID of a container's sandbox.
 const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+/// Annotation with a container's name in its pod.
+const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
 /// Annotations that together name a pod's container again when the pod was made anew.
 const POD: [&str; 3] = [
     "io.kubernetes.cri.sandbox-namespace",
     "io.kubernetes.cri.sandbox-name",
-    "io.kubernetes.cri.container-name",
+    CONTAINER_NAME,
 ];
 
 /// Why there is no specification.
@@ -247,6 +249,16 @@ impl Spec {
     /// ID of the sandbox, if there is one.
     pub fn sandbox_id(&self) -> Option<&str> {
         self.annotations.get(SANDBOX_ID).map(String::as_str)
+    }
+
+    /// The container's name in its pod.
+    pub fn container_name(&self) -> Option<&str> {
+        self.annotations.get(CONTAINER_NAME).map(String::as_str)
+    }
+
+    /// Whether a namespace of a kind is to be made.
+    pub fn makes_namespace(&self, kind: &str) -> bool {
+        self.namespace(kind).is_some_and(|one| one.path.is_none())
     }
 
     /// What names the container among all of a cluster: namespace, pod and its name in that. `None`

@@ -120,6 +120,12 @@ impl Container {
                 return Err(CallError::new(Code::Unknown, text));
             }
         }
+        if let Some(runc) = &self.record.runc
+            && let Err(error) = runc.start().await
+        {
+            self.process.kill();
+            return Err(CallError::new(Code::Unknown, error.to_string()));
+        }
         self.stage.set(State::Running);
         Ok(())
     }
@@ -134,6 +140,10 @@ impl Container {
         let state = self.state();
         state.allows(Action::Control)?;
         let signal = i32::try_from(signal).unwrap_or(i32::MAX);
+        if let Some(runc) = &self.record.runc {
+            let told = runc.kill(signal).await;
+            return told.map_err(|error| CallError::new(Code::Unknown, error.to_string()));
+        }
         if HARMLESS.contains(&signal) {
             return Ok(());
         }
@@ -157,7 +167,7 @@ impl Container {
         }
     }
 
-    /// The machine, for what a sandbox can't do.
+    /// The machine, for what nothing else can do.
     ///
     /// # Errors
     ///
@@ -165,7 +175,7 @@ impl Container {
     pub fn machine(&self, action: Action) -> Result<&Machine, CallError> {
         self.state().allows(action)?;
         self.machine.as_ref().ok_or_else(|| {
-            let message = "A pod's sandbox runs nothing that could do this";
+            let message = "Only a machine can do this; it is none";
             CallError::new(Code::Unimplemented, message)
         })
     }

@@ -13,8 +13,10 @@ use crate::cgroup::{self, Cgroup};
 use crate::cli::check_identifier;
 use crate::holder::{self, Plan};
 use crate::network::{HOSTNAME, Mode, RESOLV_CONF, Wish};
+use crate::process::Process;
 use crate::proto::task::CreateRequest;
 use crate::record::{Record, machines};
+use crate::runc::{self, Ordinary, Runc};
 use crate::spec::Spec;
 use crate::ttrpc::{CallError, Code};
 use crate::vmm::{self, Vmm};
@@ -38,14 +40,8 @@ pub async fn create(
         return Err(CallError::new(Code::Unimplemented, message));
     }
     let spec = Spec::read(&bundle).map_err(|error| failed(&error))?;
-    // A sandbox has those of the whole pod: wrong ones fail the pod before anything of it runs.
-    Annotations::parse(&spec.annotations).map_err(|error| invalid(&error))?;
-    if !spec.is_sandbox() && has_machine {
-        let message = "The pod has a machine already: put each VM image into a pod of its own";
-        return Err(CallError::new(Code::FailedPrecondition, message));
-    }
     let mut record = Record::default();
-    let result = make(request, namespace, &spec, &mut record, log).await;
+    let result = make(request, namespace, &spec, has_machine, &mut record, log).await;
     if result.is_err()
         && let Err(error) = record.clear(&bundle)
     {
@@ -58,9 +54,12 @@ async fn make(
     request: CreateRequest,
     namespace: &str,
     spec: &Spec,
+    has_machine: bool,
     record: &mut Record,
     log: &Log,
 ) -> Result<Container, CallError> {
+    // A sandbox has those of the whole pod: wrong ones fail the pod before anything of it runs.
+    let annotations = Annotations::parse(&spec.annotations).map_err(|error| invalid(&error))?;
     let bundle = PathBuf::from(&request.bundle);
     let group = cgroup::relative(&spec.linux.cgroups_path, namespace, &request.id)
         .map_err(|error| invalid(&error))?;
@@ -73,20 +72,37 @@ async fn make(
     let mut plan = place(spec, &cgroup);
     let mut machine = None;
     if spec.is_sandbox() {
-        plan.hostname = Some(spec.hostname.clone()).filter(|name| !name.is_empty());
+        plan.new_ipc = spec.makes_namespace("ipc");
+        let own_name = spec.makes_namespace("uts") && !spec.hostname.is_empty();
+        plan.hostname = own_name.then(|| spec.hostname.clone());
     } else {
-        let name = machine_name(namespace, &request.id);
-        record.machine = Some(name.clone());
         let root = spec.root(&bundle);
         record.root = (!request.rootfs.is_empty()).then(|| root.clone());
         record.write(&bundle).map_err(|error| failed(&error))?;
         rootfs::mount_all(&request.rootfs, &root).map_err(|error| failed(&error))?;
-        let memory;
-        (plan.vmm, memory) = describe(&request, &name, spec, &root)?;
-        let vmm = Vmm::new(name);
-        machine = Some(Machine { vmm, memory });
+        if !runc::is_machine(spec, &annotations, &root) {
+            plan = ordinary(&request, namespace, spec, &group)?;
+            record.runc = plan.ordinary.as_ref().map(|ordinary| ordinary.runc.clone());
+        } else if has_machine {
+            let message = "The pod has a machine already: put each VM image into a pod of its own, \
+                           or name the one machine by the annotation edgevmm.io/container";
+            return Err(CallError::new(Code::FailedPrecondition, message));
+        } else {
+            let name = machine_name(namespace, &request.id);
+            record.machine = Some(name.clone());
+            let memory;
+            (plan.vmm, memory) = describe(&request, &name, spec, annotations, &root)?;
+            let vmm = Vmm::new(name);
+            machine = Some(Machine { vmm, memory });
+        }
+        record.write(&bundle).map_err(|error| failed(&error))?;
     }
-    let spawned = spawn(&plan, log.clone()).await?;
+    let mut spawned = spawn(&plan, log.clone()).await?;
+    if let Some(first) = record.runc.as_ref().and_then(Runc::pid)
+        && let Some(process) = Process::find(first)
+    {
+        spawned.process = process;
+    }
     record.process = Some(spawned.process);
     record.write(&bundle).map_err(|error| failed(&error))?;
     Ok(Container::new(
@@ -111,15 +127,40 @@ fn place(spec: &Spec, cgroup: &Cgroup) -> Plan {
     }
 }
 
+/// What makes an ordinary container.
+fn ordinary(
+    request: &CreateRequest,
+    namespace: &str,
+    spec: &Spec,
+    group: &Path,
+) -> Result<Plan, CallError> {
+    let refused = |message: &str| CallError::new(Code::FailedPrecondition, message);
+    runc::check(spec, request.terminal).map_err(refused)?;
+    let bundle = Path::new(&request.bundle);
+    let runc = Runc::new(namespace, &request.id, bundle).ok_or_else(|| {
+        refused("There is no runc on containerd's PATH for containers beside a machine: install it")
+    })?;
+    runc::use_group(bundle, group).map_err(|error| failed(&*error))?;
+    Ok(Plan {
+        ordinary: Some(Ordinary {
+            runc,
+            stdin: stream(&request.stdin)?,
+            stdout: stream(&request.stdout)?,
+            stderr: stream(&request.stderr)?,
+        }),
+        ..Plan::default()
+    })
+}
+
 /// What starts the machine, whose configuration is put into the bundle, and its memory in bytes.
 fn describe(
     request: &CreateRequest,
     name: &str,
     spec: &Spec,
+    annotations: Annotations,
     root: &Path,
 ) -> Result<(Option<holder::Vmm>, u64), CallError> {
     let bundle = Path::new(&request.bundle);
-    let annotations = Annotations::parse(&spec.annotations).map_err(|error| invalid(&error))?;
     let wish = network(spec, annotations.network);
     let mut volumes =
         volumes::attach(spec, &annotations, bundle).map_err(|error| invalid(&error))?;

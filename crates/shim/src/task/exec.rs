@@ -34,9 +34,11 @@ use crate::proto::events::{TaskExecAdded, TaskExecStarted, TaskExit};
 use crate::proto::now;
 use crate::proto::task::ExecRequest;
 use crate::record::machines;
+use crate::runc::Runc;
 use crate::terminal::{self, Line, Terminal};
 use crate::ttrpc::{CallError, Code};
 use crate::vmm;
+use crate::volumes::write_private;
 
 /// The program that is no program of the guest.
 const CONTROL: &str = "edgevmm-ctl";
@@ -124,25 +126,23 @@ struct Program {
 }
 
 impl Exec {
-    fn new(request: ExecRequest, machine: &str) -> Result<Self, CallError> {
+    fn new(request: ExecRequest, container: &Container) -> Result<Self, CallError> {
         let invalid = |message: String| CallError::new(Code::InvalidArgument, message);
         check_identifier(&request.exec_id).map_err(|error| invalid(error.to_string()))?;
         let spec = request.spec.clone().unwrap_or_default().value;
         let program: Program = serde_json::from_slice(&spec)
             .map_err(|error| invalid(format!("The program can't be read: {error}")))?;
-        let (name, arguments) = command(program.args, machine)?;
-        let folder = machines().path().to_owned();
+        let tool = match &container.record.runc {
+            Some(runc) => ordinary(runc, &request.exec_id, &spec)?,
+            None => {
+                let machine = container.machine(Action::Exec)?.vmm.machine();
+                in_machine(program.args, machine)?
+            }
+        };
         let tool = Tool {
-            program: vmm::program()?,
-            name: name.to_owned(),
-            arguments,
-            environment: vec![
-                ("EDGEVMM_RUNTIME_DIR".to_owned(), folder),
-                ("EDGEVMM_MACHINE".to_owned(), machine.into()),
-            ],
-            terminal: None,
             stdout: stream(&request.stdout)?,
             stderr: stream(&request.stderr)?,
+            ..tool
         };
         Ok(Self {
             request,
@@ -344,6 +344,35 @@ impl Running {
     }
 }
 
+/// What to run for a program of a guest, but for its streams.
+fn in_machine(words: Vec<String>, machine: &str) -> Result<Tool, CallError> {
+    let (name, arguments) = command(words, machine)?;
+    let folder = machines().path().to_owned();
+    Ok(Tool {
+        program: vmm::program()?,
+        name: name.to_owned(),
+        arguments,
+        environment: vec![
+            ("EDGEVMM_RUNTIME_DIR".to_owned(), folder),
+            ("EDGEVMM_MACHINE".to_owned(), machine.into()),
+        ],
+        ..Tool::default()
+    })
+}
+
+/// What to run for a program of an ordinary container, but for its streams: runc, which is told of it
+/// by a file.
+fn ordinary(runc: &Runc, id: &str, spec: &[u8]) -> Result<Tool, CallError> {
+    let file = runc.bundle.join(format!("exec-{id}.json"));
+    write_private(&file, spec).map_err(|error| failed("a description", &error))?;
+    Ok(Tool {
+        program: runc.program.clone(),
+        name: "runc".to_owned(),
+        arguments: runc.exec(&file),
+        ..Tool::default()
+    })
+}
+
 /// What to run for a program: `edgevmm` by this name with these arguments.
 fn command(words: Vec<String>, machine: &str) -> Result<(&'static str, Vec<String>), CallError> {
     match words.split_first() {
@@ -373,9 +402,9 @@ impl Tasks {
     pub async fn exec(&self, request: ExecRequest) -> Result<(), CallError> {
         let container = self.get(&request.id)?;
         let _changing = container.changes.lock().await;
-        let machine = container.machine(Action::Exec)?;
+        container.state().allows(Action::Exec)?;
         let (container_id, exec_id) = (request.id.clone(), request.exec_id.clone());
-        let exec = Exec::new(request, machine.vmm.machine())?;
+        let exec = Exec::new(request, &container)?;
         self.look(&container).await;
         if container.state() == State::Paused && !exec.is_control() {
             let message = format!(
@@ -404,9 +433,12 @@ impl Tasks {
         let _starting = exec.changes.lock().await;
         container.state().allows(Action::Exec)?;
         exec.stage.get().allows(Action::Start)?;
-        let started = exec
-            .start(container.cgroup.folders(), self.log().clone())
-            .await;
+        // runc goes into the container's group when it has what it needs of its own.
+        let folders = match container.record.runc {
+            Some(_) => &[],
+            None => container.cgroup.folders(),
+        };
+        let started = exec.start(folders, self.log().clone()).await;
         let running = started.inspect_err(|_| {
             exec.stage.set(State::Stopped(Exit {
                 status: FAILED,
