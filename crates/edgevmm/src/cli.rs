@@ -77,7 +77,7 @@ pub enum Command {
     /// Make, convert, check and mend disk images
     Image(Box<ImageArgs>),
     /// Check what this host has and lacks to run machines
-    Doctor(JsonArg),
+    Doctor(DoctorArgs),
     /// Make containerd or k3s run pods as machines
     Install(InstallArgs),
     /// Take away what `install` put in place
@@ -540,6 +540,16 @@ pub struct NameArgs {
 pub struct NameArg {
     /// The machine
     pub name: String,
+}
+
+/// What `doctor` takes.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Check what pods with machines need, too
+    #[arg(long)]
+    pub k8s: bool,
+    #[command(flatten)]
+    pub format: JsonArg,
 }
 
 /// The choice of JSON.

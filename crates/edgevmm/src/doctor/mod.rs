@@ -1,5 +1,6 @@
 //! `doctor`: what this host has and lacks to run machines, and how to get it.
 
+mod k8s;
 mod kvm;
 mod system;
 
@@ -10,7 +11,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use serde::Serialize;
 
-use crate::cli::JsonArg;
+use crate::cli::DoctorArgs;
 use crate::exit::Outcome;
 
 pub use kvm::warn_of_software_backend;
@@ -96,13 +97,14 @@ impl Host {
 /// # Errors
 ///
 /// When JSON can't be written.
-pub fn run(args: &JsonArg) -> Outcome {
+pub fn run(args: &DoctorArgs) -> Outcome {
     let host = Host::this();
-    let checks: Vec<_> = kvm::checks(&host)
-        .into_iter()
-        .chain(system::checks(&host))
-        .collect();
-    if args.json {
+    let mut checks = kvm::checks(&host);
+    checks.extend(system::checks(&host));
+    if args.k8s {
+        checks.extend(k8s::checks(&host));
+    }
+    if args.format.json {
         println!(
             "{}",
             serde_json::to_string_pretty(&checks).context("Can't write JSON")?

@@ -155,11 +155,13 @@ fn containerd() -> Check {
         .output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
     match text.ok().as_deref().and_then(containerd_version) {
-        Some((major, minor)) if major >= 2 => Check::ok(name, format!("{major}.{minor}")),
+        Some((major, minor)) if (major, minor) >= (1, 6) => {
+            Check::ok(name, format!("{major}.{minor}"))
+        }
         Some((major, minor)) => Check::warn(
             name,
             format!("{major}.{minor} is older than what is tested"),
-            "update to 2.0 or newer to run machines in containers' place",
+            "update to 1.6 or newer to run machines in containers' place",
         ),
         None => Check::warn(
             name,

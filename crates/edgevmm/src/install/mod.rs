@@ -18,16 +18,18 @@ use serde::Serialize;
 use crate::exit::{Failure, Outcome};
 use change::{Change, Verb, read, read_text};
 use runtime::Version;
+pub use runtime::{cri_is_off, shim_in};
 
 /// Programs, in the order in which they are put in place: whoever finds the shim finds the others.
 const PROGRAMS: [&str; 3] = ["edgevmm-fast", "edgevmm", SHIM];
 /// Not needed to run machines.
 const OPTIONAL: &str = "edgevmm-fast";
-const SHIM: &str = "containerd-shim-edgevmm-v1";
+/// containerd's shim.
+pub const SHIM: &str = "containerd-shim-edgevmm-v1";
 /// Where k3s has all that is its own.
-const K3S: &str = "var/lib/rancher/k3s";
+pub const K3S: &str = "var/lib/rancher/k3s";
 /// containerd's configuration.
-const CONTAINERD: &str = "etc/containerd/config.toml";
+pub const CONTAINERD: &str = "etc/containerd/config.toml";
 /// Where machines of pods have their sockets.
 const MACHINES: &str = "run/edgevmm";
 
@@ -249,7 +251,7 @@ impl Plan {
 
     fn containerd(&mut self, path: &Path, shim: &Path) -> Result<(), Failure> {
         let text = read_text(path)?.unwrap_or_else(|| "version = 2\n".to_owned());
-        if runtime::cri_is_off(&text) {
+        if cri_is_off(&text) {
             let note = format!("take `cri` out of `disabled_plugins` in {}", path.display());
             self.next.push(note);
         }

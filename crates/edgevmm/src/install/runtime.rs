@@ -92,17 +92,7 @@ pub fn rest(text: &str) -> Option<&str> {
 /// When the text has such a runtime already, or half a block.
 pub fn with_block(text: &str, version: Version, shim: &Path) -> Result<String, EditError> {
     let mut text = without_block(text)?;
-    let foreign = text.lines().map(str::trim).any(|line| {
-        let table = line.starts_with('[') && line.contains("runtimes.");
-        table
-            && [
-                "runtimes.edgevmm]",
-                "runtimes.\"edgevmm\"]",
-                "runtimes.'edgevmm']",
-            ]
-            .iter()
-            .any(|end| line.ends_with(end))
-    });
+    let foreign = text.lines().any(|line| is_runtime(line.trim()));
     if foreign {
         return Err(EditError::Foreign);
     }
@@ -164,6 +154,28 @@ pub fn cri_is_off(text: &str) -> bool {
     })
 }
 
+/// The shim that our runtime is started by in a configuration; `None` where there is no such runtime.
+pub fn shim_in(text: &str) -> Option<&str> {
+    let mut lines = text.lines().map(str::trim);
+    lines.find(|line| is_runtime(line))?;
+    let mut lines = lines.take_while(|line| !line.starts_with('['));
+    let value = lines.find_map(|line| {
+        let (name, value) = line.split_once('=')?;
+        (name.trim() == "runtime_path").then(|| value.trim())
+    });
+    value.map(|value| value.trim_matches(['"', '\'']))
+}
+
+/// Whether a line begins the table of our runtime.
+fn is_runtime(line: &str) -> bool {
+    let ends = [
+        "runtimes.edgevmm]",
+        "runtimes.\"edgevmm\"]",
+        "runtimes.'edgevmm']",
+    ];
+    line.starts_with('[') && ends.iter().any(|end| line.ends_with(end))
+}
+
 /// The value of a key that stands on one line before all tables.
 fn top_level<'t>(text: &'t str, key: &str) -> Option<&'t str> {
     let lines = text.lines().map(str::trim);
@@ -194,6 +206,14 @@ mod tests {
         );
         let moved = with_block(&with, Version::V2, Path::new("/opt/shim")).unwrap();
         assert!(moved.contains("/opt/shim") && !moved.contains(SHIM));
+        assert_eq!(shim_in(&with), Some(SHIM));
+        assert_eq!(
+            (
+                shim_in(own),
+                shim_in("[runtimes.edgevmm]\n[a]\nruntime_path = 1")
+            ),
+            (None, None)
+        );
         assert_eq!(without_block(&with).unwrap(), format!("{own}\n"));
         assert_eq!(without_block(&drop_in(Path::new(SHIM))).unwrap(), "");
     }
