@@ -5,6 +5,7 @@
 mod any_order;
 mod faults;
 mod guest;
+mod ordinary;
 mod shim;
 
 use edgevmm_shim::proto::task::ExecRequest;
@@ -68,6 +69,20 @@ fn two_hundred_containers_leave_nothing_behind() {
                 assert!(now <= kib + 256, "{now} KiB were {kib}");
             }
         }
+    });
+}
+
+#[test]
+fn ordinary_containers_run_beside_the_machine() {
+    if ordinary::runc_is_missing() {
+        eprintln!("skipped: there is no runc");
+        return;
+    }
+    run(async {
+        let shim = Shim::start("a").await;
+        shim.run("a").await;
+        ordinary::lives_and_ends(&shim).await;
+        ordinary::goes_with_its_shim(&shim).await;
     });
 }
 

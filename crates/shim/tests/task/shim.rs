@@ -141,6 +141,11 @@ impl Shim {
         child.wait_with_output().unwrap()
     }
 
+    /// containerd's namespace that it is for.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
     pub fn bundle_path(&self, id: &str) -> PathBuf {
         self.folder.path().join(id)
     }
@@ -310,6 +315,7 @@ impl Drop for Shim {
             let _ = fs::remove_dir(hierarchy.path().join(&self.namespace));
         }
         let _ = fs::remove_dir(Path::new("/sys/fs/cgroup").join(&self.namespace));
+        let _ = fs::remove_dir(Path::new("/run/containerd/runc").join(&self.namespace));
     }
 }
 

@@ -1,0 +1,125 @@
+//! An ordinary container beside a machine, made by the host's own runc of the host's own programs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use edgevmm_shim::proto::task::{CreateRequest, ExecRequest, Mount};
+use serde_json::json;
+
+use crate::shim::{Shim, eventually, process};
+
+/// A program that says that it runs, and ends with 3 when it is asked to.
+const PROGRAM: &str = "trap 'exit 3' TERM; echo ready $$; while :; do sleep 0.05; done";
+
+pub fn runc_is_missing() -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    !std::env::split_paths(&path).any(|folder| folder.join("runc").is_file())
+}
+
+fn program(script: &str) -> serde_json::Value {
+    json!({
+        "args": ["sh", "-c", script],
+        "cwd": "/",
+        "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
+        "user": { "uid": 0, "gid": 0 },
+    })
+}
+
+/// Makes the container `b`, which writes to the file returned.
+async fn create(shim: &Shim) -> PathBuf {
+    shim.bundle("b", "");
+    let bundle = shim.bundle_path("b");
+    let config = bundle.join("config.json");
+    let spec: serde_json::Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    let spec = json!({
+        "ociVersion": "1.0.2",
+        "root": { "path": "rootfs", "readonly": true },
+        "process": program(PROGRAM),
+        "mounts": [
+            { "destination": "/proc", "type": "proc", "source": "proc" },
+            { "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"] },
+        ],
+        "annotations": {
+            "io.kubernetes.cri.sandbox-id": "a",
+            "io.kubernetes.cri.container-name": "side",
+            "edgevmm.io/container": "vm",
+        },
+        "linux": {
+            "cgroupsPath": spec["linux"]["cgroupsPath"],
+            "namespaces": [{ "type": "pid" }, { "type": "mount" }],
+        },
+    });
+    fs::write(&config, spec.to_string()).unwrap();
+    let output = bundle.join("output");
+    let request = CreateRequest {
+        id: "b".to_owned(),
+        bundle: bundle.to_str().unwrap().to_owned(),
+        rootfs: vec![Mount {
+            r#type: "bind".to_owned(),
+            source: "/".to_owned(),
+            options: vec!["bind".to_owned(), "ro".to_owned()],
+            ..Mount::default()
+        }],
+        stdout: format!("file://{}", output.display()),
+        ..CreateRequest::default()
+    };
+    shim.call("Create", &request).await.unwrap();
+    output
+}
+
+async fn start(shim: &Shim, output: &Path) {
+    shim.plain("Start", "b").await.unwrap();
+    let said = || fs::read_to_string(output).unwrap_or_default();
+    eventually("it does not run", || said() == "ready 1\n").await;
+}
+
+/// It runs, runs programs of clients, is asked to end, and leaves nothing behind.
+pub async fn lives_and_ends(shim: &Shim) {
+    let output = create(shim).await;
+    start(shim, &output).await;
+    let request = ExecRequest {
+        id: "b".to_owned(),
+        exec_id: "e1".to_owned(),
+        spec: Some(prost_types::Any {
+            type_url: String::new(),
+            value: program("exit 4").to_string().into_bytes(),
+        }),
+        ..ExecRequest::default()
+    };
+    shim.call("Exec", &request).await.unwrap();
+    shim.call("Start", &process("b", "e1")).await.unwrap();
+    assert_eq!(shim.wait("b", "e1").await, Ok(4));
+    let (_, first) = shim.pids("b").await;
+    shim.kill("b", 15).await.unwrap();
+    assert_eq!(shim.wait("b", "").await, Ok(3));
+    assert_eq!(shim.delete("b").await, Ok(3));
+    assert_nothing_left(shim, first);
+}
+
+/// Its shim is killed, and clearing up takes it along.
+pub async fn goes_with_its_shim(shim: &Shim) {
+    let output = create(shim).await;
+    fs::write(&output, "").unwrap();
+    start(shim, &output).await;
+    let (daemon, first) = shim.pids("b").await;
+    let daemon = nix::unistd::Pid::from_raw(i32::try_from(daemon).unwrap());
+    nix::sys::signal::kill(daemon, nix::sys::signal::Signal::SIGKILL).unwrap();
+    for id in ["b", "a"] {
+        let cleared = shim.command(id, "delete", &[]);
+        assert!(cleared.status.success(), "{cleared:?}");
+    }
+    assert_nothing_left(shim, first);
+}
+
+fn assert_nothing_left(shim: &Shim, first: u32) {
+    let left = shim.leftovers(&[]);
+    let left: Vec<_> = left.iter().filter(|path| path.ends_with("/b")).collect();
+    assert_eq!(left, Vec::<&String>::new());
+    assert!(!shim.bundle_path("b").join("edgevmm.json").exists());
+    // Whoever took it over may not have collected it yet.
+    let stat = fs::read_to_string(format!("/proc/{first}/stat")).unwrap_or_default();
+    let (_, state) = stat.rsplit_once(") ").unwrap_or_default();
+    assert!(state.is_empty() || state.starts_with('Z'), "{stat}");
+    let known = Path::new("/run/containerd/runc").join(shim.namespace());
+    assert!(!known.join("b").exists());
+}
