@@ -75,6 +75,9 @@ pub(crate) fn drop_all(ids: Option<Ids>) -> io::Result<()> {
             break;
         }
     }
+    let mut signal: libc::c_int = 0;
+    // SAFETY: writes one int, which lives here.
+    done(unsafe { libc::prctl(libc::PR_GET_PDEATHSIG, &raw mut signal) }.into())?;
     if let Some(Ids { uid, gid }) = ids {
         // SAFETY: an empty list is read from nowhere.
         done(unsafe { libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<u32>()) })?;
@@ -84,6 +87,11 @@ pub(crate) fn drop_all(ids: Option<Ids>) -> io::Result<()> {
         done(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) })?;
     }
     set_none()?;
+    // Who becomes another user outlives its parent again, unless it says once more that it must not.
+    if signal != 0 {
+        // SAFETY: plain numbers.
+        done(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal, 0, 0, 0) }.into())?;
+    }
     // SAFETY: plain numbers.
     done(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into())?;
     // SAFETY: plain numbers. Nobody of the same user looks into this process.

@@ -114,6 +114,8 @@ fn remove_machine(name: &str) -> Result<(), RuntimeDirError> {
             Err(RuntimeDirError::Alive { .. }) if Instant::now() < deadline => {
                 std::thread::sleep(PAUSE);
             }
+            // Its VMM may be removing it, too.
+            Err(RuntimeDirError::NotFound { .. }) => return Ok(()),
             result => return result,
         }
     }

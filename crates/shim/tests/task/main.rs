@@ -66,7 +66,7 @@ fn two_hundred_containers_leave_nothing_behind() {
                 // Connections of the last calls may still be there.
                 eventually("descriptors leak", || descriptors(daemon) <= files).await;
                 let now = memory(daemon);
-                assert!(now <= kib + 256, "{now} KiB were {kib}");
+                assert!(now <= kib + 192, "{now} KiB were {kib}");
             }
         }
     });
