@@ -10,6 +10,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         ["edgevmm/v1/machine.proto", "edgevmm/v1/agent.proto"],
         [root],
     )?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    // The way to a machine is client.rs.
+    tonic_prost_build::configure()
+        .build_transport(false)
+        .compile_fds(descriptors)?;
     Ok(())
 }

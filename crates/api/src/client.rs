@@ -2,20 +2,25 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{self, Poll};
 
-use hyper_util::rt::TokioIo;
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{SendRequest, handshake};
+use hyper::http::{Request, Response, Uri};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint, Uri};
-use tower::service_fn;
+use tonic::body::Body;
+use tower_service::Service;
 
 use crate::v1::agent_client::AgentClient;
 use crate::v1::machine_client::MachineClient;
 
-/// A connection to a machine.
-pub type Client = MachineClient<Channel>;
+/// The client of a machine.
+pub type Client = MachineClient<Connection>;
 
-/// A connection to a machine's guest agent.
-pub type Agent = AgentClient<Channel>;
+/// The client of a machine's guest agent.
+pub type Agent = AgentClient<Connection>;
 
 /// Why there is no connection to a machine.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +39,7 @@ pub enum ConnectError {
         /// The socket.
         path: PathBuf,
         /// What the transport says.
-        source: tonic::transport::Error,
+        source: hyper::Error,
     },
 }
 
@@ -44,7 +49,8 @@ pub enum ConnectError {
 ///
 /// When nobody serves the API there.
 pub async fn connect(socket: &Path) -> Result<Client, ConnectError> {
-    channel(socket).await.map(MachineClient::new)
+    let connection = Connection::open(socket).await?;
+    Ok(MachineClient::with_origin(connection, origin()))
 }
 
 /// As [`connect`], to ask the guest agent.
@@ -53,36 +59,48 @@ pub async fn connect(socket: &Path) -> Result<Client, ConnectError> {
 ///
 /// When nobody serves the API there.
 pub async fn connect_agent(socket: &Path) -> Result<Agent, ConnectError> {
-    channel(socket).await.map(AgentClient::new)
+    let connection = Connection::open(socket).await?;
+    Ok(AgentClient::with_origin(connection, origin()))
 }
 
-async fn channel(socket: &Path) -> Result<Channel, ConnectError> {
-    // The first connection is made here, so that its error isn't buried in the transport's.
-    let stream = UnixStream::connect(socket)
-        .await
-        .map_err(|source| ConnectError::Connect {
+/// What requests must have, and the server has no use for.
+fn origin() -> Uri {
+    Uri::from_static("http://localhost")
+}
+
+/// An HTTP/2 connection to a machine, good until either side ends: it is not made anew, as a machine
+/// that has ended does not come back.
+#[derive(Debug, Clone)]
+pub struct Connection(SendRequest<Body>);
+
+impl Connection {
+    async fn open(socket: &Path) -> Result<Self, ConnectError> {
+        let stream = UnixStream::connect(socket).await;
+        let stream = stream.map_err(|source| ConnectError::Connect {
             path: socket.to_owned(),
             source,
         })?;
-    let mut first = Some(stream);
-    let path = socket.to_owned();
-    let connector = service_fn(move |_: Uri| {
-        let first = first.take();
-        let path = path.clone();
-        async move {
-            let stream = match first {
-                Some(stream) => stream,
-                None => UnixStream::connect(path).await?,
-            };
-            Ok::<_, io::Error>(TokioIo::new(stream))
-        }
-    });
-    // The authority is sent to the server, which has no use for it.
-    Endpoint::from_static("http://localhost")
-        .connect_with_connector(connector)
-        .await
-        .map_err(|source| ConnectError::Transport {
+        let opened = handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
+        let (requests, connection) = opened.map_err(|source| ConnectError::Transport {
             path: socket.to_owned(),
             source,
-        })
+        })?;
+        // Why it ended is what each of its requests tells.
+        tokio::spawn(connection);
+        Ok(Self(requests))
+    }
+}
+
+impl Service<Request<Body>> for Connection {
+    type Response = Response<Incoming>;
+    type Error = hyper::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Incoming>, hyper::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut task::Context<'_>) -> Poll<Result<(), hyper::Error>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        Box::pin(self.0.send_request(request))
+    }
 }

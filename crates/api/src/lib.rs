@@ -8,10 +8,12 @@ mod exit;
 pub mod files;
 mod lock;
 mod runtime;
+mod server;
 
-pub use client::{Agent, Client, ConnectError, connect, connect_agent};
+pub use client::{Agent, Client, ConnectError, Connection, connect, connect_agent};
 pub use exit::{ExitReason, ExitRecord};
 pub use runtime::{ExitFile, MachineClaim, MachineDir, RuntimeDir, RuntimeDirError};
+pub use server::serve;
 
 /// Messages, client and server of version 1, generated from `proto/edgevmm/v1`.
 #[allow(

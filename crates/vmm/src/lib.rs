@@ -180,10 +180,8 @@ async fn live(
     console.close();
     signals.abort();
     let _ = ended.send(true);
-    match tokio::time::timeout(FAREWELL, server).await {
-        Ok(Ok(Err(error))) => tracing::warn!(%error, "The API's transport failed"),
-        Ok(Err(error)) => tracing::warn!(%error, "The API's task failed"),
-        Ok(Ok(Ok(()))) | Err(_) => {}
+    if let Ok(Err(error)) = tokio::time::timeout(FAREWELL, server).await {
+        tracing::warn!(%error, "The API's task failed");
     }
     Ok(record)
 }

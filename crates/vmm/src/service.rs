@@ -11,8 +11,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use edgevmm_api::v1::agent_server::AgentServer;
-use edgevmm_api::v1::machine_server::{Machine as MachineApi, MachineServer};
+use edgevmm_api::v1::machine_server::Machine as MachineApi;
 use edgevmm_api::v1::{
     self, ConsoleAccess, ConsoleRequest, ConsoleResponse, console_request, console_response,
 };
@@ -25,7 +24,7 @@ use edgevmm_devices::virtio::console::TerminalSize;
 use tokio::net::UnixListener;
 use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 use tokio_stream::Stream;
-use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::agent::{Agent, AgentService};
@@ -104,24 +103,14 @@ impl Socket {
         UnixListener::from_std(listener).map(Socket).map_err(error)
     }
 
-    /// Serves the API until `shutdown` changes.
-    ///
-    /// # Errors
-    /// Fails when the transport fails as a whole.
+    /// Serves the API until `shutdown` is true.
     pub async fn serve(
         self,
         service: Service,
         agent: AgentService,
-        mut shutdown: watch::Receiver<bool>,
-    ) -> Result<(), tonic::transport::Error> {
-        let incoming = UnixListenerStream::new(self.0);
-        tonic::transport::Server::builder()
-            .add_service(MachineServer::new(service))
-            .add_service(AgentServer::new(agent))
-            .serve_with_incoming_shutdown(incoming, async move {
-                let _ = shutdown.wait_for(|ended| *ended).await;
-            })
-            .await
+        shutdown: watch::Receiver<bool>,
+    ) {
+        edgevmm_api::serve(self.0, service, agent, shutdown).await;
     }
 }
 
