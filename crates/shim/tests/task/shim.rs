@@ -366,8 +366,8 @@ pub fn descriptors(of: u32) -> usize {
 /// Memory of a process's own in KiB. Its program's file is none of it, which may be dirty as it was
 /// built just now.
 pub fn memory(of: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{of}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("RssAnon:"));
+    let rollup = fs::read_to_string(format!("/proc/{of}/smaps_rollup")).unwrap();
+    let line = rollup.lines().find(|line| line.starts_with("Anonymous:"));
     let number = line.unwrap().split_whitespace().nth(1).unwrap();
     number.parse().unwrap()
 }
