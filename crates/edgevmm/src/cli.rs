@@ -12,6 +12,7 @@ use edgevmm_config::{
 use uuid::Uuid;
 
 use crate::agent::args::AgentArgs;
+use crate::doctor::DoctorArgs;
 use crate::image::args::ImageArgs;
 use crate::install::{InstallArgs, TargetArgs};
 
@@ -540,16 +541,6 @@ pub struct NameArgs {
 pub struct NameArg {
     /// The machine
     pub name: String,
-}
-
-/// What `doctor` takes.
-#[derive(Debug, Args)]
-pub struct DoctorArgs {
-    /// Check what pods with machines need, too
-    #[arg(long)]
-    pub k8s: bool,
-    #[command(flatten)]
-    pub format: JsonArg,
 }
 
 /// The choice of JSON.

@@ -9,12 +9,23 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use clap::Args;
 use serde::Serialize;
 
-use crate::cli::DoctorArgs;
+use crate::cli::JsonArg;
 use crate::exit::Outcome;
 
 pub use kvm::warn_of_software_backend;
+
+/// What `doctor` takes.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Check what pods with machines need, too
+    #[arg(long)]
+    pub k8s: bool,
+    #[command(flatten)]
+    pub format: JsonArg,
+}
 
 /// How a check came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
