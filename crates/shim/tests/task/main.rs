@@ -7,6 +7,7 @@ mod faults;
 mod guest;
 mod ordinary;
 mod shim;
+mod volumes;
 
 use edgevmm_shim::proto::task::ExecRequest;
 use edgevmm_shim::ttrpc::Code;
@@ -69,6 +70,14 @@ fn two_hundred_containers_leave_nothing_behind() {
                 assert!(now <= kib + 192, "{now} KiB were {kib}");
             }
         }
+    });
+}
+
+#[test]
+fn volumes_become_disks() {
+    run(async {
+        let shim = Shim::start("a").await;
+        volumes::become_disks(&shim).await;
     });
 }
 
