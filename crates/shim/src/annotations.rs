@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use edgevmm_config::{ByteSize, DiskBus, FirmwareChoice};
 
-use crate::network::Mode;
+use crate::network::{Mode, is_interface};
 
 /// What all of ours begin with.
 const PREFIX: &str = "edgevmm.io/";
 /// Names after the prefix, in the order in which messages list them.
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 16] = [
     "cloud-init",
     "cmdline",
     "container",
@@ -20,6 +20,7 @@ const NAMES: [&str; 15] = [
     "firmware",
     "initrd",
     "kernel",
+    "lan",
     "memory",
     "network",
     "overlay",
@@ -52,6 +53,8 @@ pub struct Annotations {
     pub network: Option<Mode>,
     /// Name of the pod's container that is the machine.
     pub container: Option<String>,
+    /// Interface of the node to whose network it is connected too.
+    pub lan: Option<String>,
     /// Volumes that get an empty disk of that size when they have none.
     pub create_disk: Vec<(String, ByteSize)>,
     /// Volume that keeps what the guest writes to the disk in the container image.
@@ -160,6 +163,12 @@ impl Annotations {
                 });
             }
             "container" => self.container = Some(file_name(value).ok_or_else(|| wrong(CONTAINER))?),
+            "lan" => {
+                let name = Some(value).filter(|name| is_interface(name));
+                let name =
+                    name.ok_or_else(|| wrong("write the name of an interface, like eth1"))?;
+                self.lan = Some(name.to_owned());
+            }
             "create-disk" => self.create_disk = sizes(value).ok_or_else(|| wrong(SIZES))?,
             "overlay" => self.overlay = Some(volume(value).ok_or_else(|| wrong(VOLUME))?),
             "cloud-init" => self.cloud_init = Some(volume(value).ok_or_else(|| wrong(VOLUME))?),
@@ -239,6 +248,7 @@ mod tests {
             ("edgevmm.io/initrd", "/boot/initrd"),
             ("edgevmm.io/cmdline", "console=ttyS0"),
             ("edgevmm.io/network", "masquerade"),
+            ("edgevmm.io/lan", "eth1"),
             ("edgevmm.io/create-disk", "data=10G, /logs=512M"),
             ("edgevmm.io/container", "vm"),
             ("edgevmm.io/overlay", "/state"),
@@ -257,6 +267,7 @@ mod tests {
             cmdline: Some("console=ttyS0".to_owned()),
             network: Some(Mode::Masquerade),
             container: Some("vm".to_owned()),
+            lan: Some("eth1".to_owned()),
             create_disk: vec![
                 ("data".to_owned(), ByteSize::mib(10 << 10)),
                 ("/logs".to_owned(), ByteSize::mib(512)),
@@ -292,6 +303,7 @@ mod tests {
             ("kernel", "/boot/../../etc/shadow"),
             ("initrd", "/"),
             ("network", "user"),
+            ("lan", "../eth1"),
             ("create-disk", "data"),
             ("create-disk", "data=0"),
             ("create-disk", "data=1K"),

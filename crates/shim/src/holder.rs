@@ -18,7 +18,7 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::Failure;
-use crate::network::{self, Wish};
+use crate::network::{self, Node, Wish};
 use crate::runc::{self, Ordinary};
 use crate::volumes::Given;
 
@@ -95,10 +95,11 @@ pub fn run() -> Result<ExitCode, Failure> {
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line)?;
     let plan: Plan = serde_json::from_str(&line)?;
-    let host = network::namespace()?;
+    let node = plan.vmm.as_ref().map(|vmm| Node::look(&vmm.network));
+    let node = node.transpose()?;
     enter(&plan)?;
-    if let Some(vmm) = &plan.vmm {
-        connect(vmm, network::namespace()? == host)?;
+    if let Some((vmm, node)) = plan.vmm.as_ref().zip(node) {
+        connect(vmm, node)?;
     }
     let child = plan
         .ordinary
@@ -165,10 +166,10 @@ fn enter(plan: &Plan) -> Result<(), Failure> {
     Ok(std::env::set_current_dir("/")?)
 }
 
-/// Connects the machine to the network namespace that this is in, which may be the `host`'s.
-fn connect(vmm: &Vmm, host: bool) -> Result<(), Failure> {
+/// Connects the machine to the network namespace that this is in, which may be the `node`'s.
+fn connect(vmm: &Vmm, node: Node) -> Result<(), Failure> {
     let mut vm: VmConfig = serde_json::from_slice(&fs::read(&vmm.config)?)?;
-    vm.nets = network::set_up(&vmm.network, host)?;
+    vm.nets = network::set_up(&vmm.network, node)?;
     vm.validate()?;
     Ok(fs::write(&vmm.config, serde_json::to_vec(&vm)?)?)
 }

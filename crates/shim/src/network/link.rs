@@ -2,8 +2,9 @@
 
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::netlink::{ACK, CREATE, Message, REPLACE, Socket};
+use super::netlink::{ACK, CREATE, EXCLUSIVE, Message, REPLACE, Socket};
 
 const NEW_LINK: u16 = 16;
 const DELETE_LINK: u16 = 17;
@@ -11,7 +12,17 @@ const NEW_ADDRESS: u16 = 20;
 const NEW_NEIGHBOUR: u16 = 28;
 
 /// Attributes of links.
+const LINK_ADDRESS: u16 = 1;
+const LINK_NAME: u16 = 3;
 const LINK_MTU: u16 = 4;
+const LINK_BELOW: u16 = 5;
+const LINK_INFO: u16 = 18;
+const LINK_NAMESPACE: u16 = 28;
+const INFO_KIND: u16 = 1;
+const INFO_DATA: u16 = 2;
+const MACVLAN_MODE: u16 = 1;
+/// Interfaces on the same one below reach each other.
+const MACVLAN_BRIDGE: u32 = 4;
 
 /// Attributes of addresses.
 const ADDRESS_PEER: u16 = 1;
@@ -56,6 +67,23 @@ pub fn add_neighbour(index: u32, address: Ipv4Addr, mac: [u8; 6]) -> Message {
     let mut message = Message::new(NEW_NEIGHBOUR, ACK | CREATE | REPLACE, &header);
     message.add(NEIGHBOUR_ADDRESS, &address.octets());
     message.add(NEIGHBOUR_MAC, &mac);
+    message
+}
+
+/// Makes an interface `name` with its own MAC address on the network of the interface `below`, in
+/// another network namespace than that one is in.
+pub fn add_macvlan(name: &str, mac: [u8; 6], below: u32, namespace: BorrowedFd<'_>) -> Message {
+    let mut message = Message::new(NEW_LINK, ACK | CREATE | EXCLUSIVE, &link(0, 0));
+    message.add_text(LINK_NAME, name);
+    message.add(LINK_ADDRESS, &mac);
+    message.add(LINK_BELOW, &below.to_ne_bytes());
+    message.add(LINK_NAMESPACE, &namespace.as_raw_fd().to_ne_bytes());
+    message.nest(LINK_INFO, |info| {
+        info.add_text(INFO_KIND, "macvlan");
+        info.nest(INFO_DATA, |data| {
+            data.add(MACVLAN_MODE, &MACVLAN_BRIDGE.to_ne_bytes());
+        });
+    });
     message
 }
 

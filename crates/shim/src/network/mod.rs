@@ -8,7 +8,7 @@
 //!   sees none of these frames, so its addresses may stay where they are for others to see.
 //! - `masquerade`: the guest is 10.0.2.2 behind the pod's address (nf_tables).
 //!
-//! In both, connections of the pod to its own loopback, by which `kubectl port-forward` comes, lead to the
+//! `lan` adds one of the node's networks to the pod's before. In both, connections of the pod to its own loopback, by which `kubectl port-forward` comes, lead to the
 //! guest. All of it is in the namespace and goes with it, but a container that starts again finds
 //! what the last one had, and removes it. Nothing is done in the host's namespace.
 //!
@@ -16,6 +16,7 @@
 
 mod bridge;
 mod facts;
+mod lan;
 mod link;
 mod local;
 mod masquerade;
@@ -34,9 +35,11 @@ use nix::net::if_::if_nametoindex;
 use serde::{Deserialize, Serialize};
 
 use facts::Interface;
+pub use lan::is_name as is_interface;
+use lan::{Lan, LanError};
 use netlink::{Message, Socket};
+pub use resolver::RESOLV_CONF;
 use resolver::Resolver;
-pub use resolver::{HOSTNAME, RESOLV_CONF};
 
 /// What names of our taps begin with; the interface's index follows.
 const TAP: &str = "evm";
@@ -60,10 +63,12 @@ pub struct Wish {
     pub mode: Option<Mode>,
     /// Whether it is in a pod, which expects a network.
     pub pod: bool,
+    /// Interface of the node to whose network it is connected too, and who it is there.
+    pub lan: Option<(String, String)>,
     /// The pod's resolv.conf.
     pub resolv_conf: Option<PathBuf>,
-    /// The file with the pod's name.
-    pub hostname: Option<PathBuf>,
+    /// The guest's name.
+    pub hostname: Option<String>,
 }
 
 /// Why a machine can't have its pod's network.
@@ -75,6 +80,9 @@ pub enum NetworkError {
          by the annotation edgevmm.io/network: none"
     )]
     Host,
+    /// It can't be in the node's.
+    #[error(transparent)]
+    Lan(#[from] LanError),
     /// The kernel does not tell what there is.
     #[error("Can't find out which interfaces the pod has")]
     Facts(#[source] io::Error),
@@ -100,48 +108,80 @@ pub enum NetworkError {
     },
 }
 
+/// What is seen of the node's own network before a pod's is entered.
+#[derive(Debug)]
+pub struct Node {
+    namespace: (u64, u64),
+    lan: Option<Lan>,
+}
+
+impl Node {
+    /// Looks around in the network namespace that the caller is in, the node's.
+    ///
+    /// # Errors
+    ///
+    /// When there is no /proc, or not the network that is wished for.
+    pub fn look(wish: &Wish) -> Result<Self, NetworkError> {
+        let namespace = namespace().map_err(NetworkError::Facts)?;
+        let lan = wish.lan.as_ref().map(|(name, who)| Lan::open(name, who));
+        let lan = lan.transpose()?;
+        Ok(Self { namespace, lan })
+    }
+}
+
 /// The network namespace that the caller is in, to be compared.
-///
-/// # Errors
-///
-/// When there is no /proc.
-pub fn namespace() -> io::Result<(u64, u64)> {
+fn namespace() -> io::Result<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;
     let metadata = fs::metadata("/proc/thread-self/ns/net")?;
     Ok((metadata.dev(), metadata.ino()))
 }
 
-/// Connects a machine to the network namespace that the caller is in, which is the `host`'s or a
+/// Connects a machine to the network namespace that the caller is in, which is the `node`'s or a
 /// pod's. Returns the machine's interfaces.
 ///
 /// # Errors
 ///
 /// When it can't be done; what was done is found and removed by the next call.
-pub fn set_up(wish: &Wish, host: bool) -> Result<Vec<NetConfig>, NetworkError> {
+pub fn set_up(wish: &Wish, node: Node) -> Result<Vec<NetConfig>, NetworkError> {
     let mode = wish.mode.unwrap_or_default();
-    if mode == Mode::None {
+    if mode == Mode::None && wish.lan.is_none() {
         return Ok(Vec::new());
     }
-    if host {
+    if namespace().map_err(NetworkError::Facts)? == node.namespace {
         // Outside of pods it is what `ctr run` gives who did not ask for anything.
-        if wish.pod || wish.mode.is_some() {
+        if wish.pod || wish.mode.is_some() || wish.lan.is_some() {
             return Err(NetworkError::Host);
         }
         eprintln!("The container is in the host's network: its machine has none");
         return Ok(Vec::new());
     }
+    if let Some(mut lan) = node.lan {
+        lan.join()?;
+    }
     let mut kernel = Socket::route().map_err(NetworkError::Facts)?;
     let interfaces = facts::interfaces().map_err(NetworkError::Facts)?;
-    let (old, interfaces): (Vec<_>, Vec<_>) = interfaces.into_iter().partition(is_ours);
+    let (old, mut interfaces): (Vec<_>, Vec<_>) = interfaces.into_iter().partition(is_ours);
     clear(&mut kernel, &old, &interfaces)?;
+    if mode == Mode::None {
+        interfaces.retain(|interface| interface.name == lan::NAME);
+    }
     if interfaces.is_empty() && wish.pod {
         eprintln!("The pod's network has no interfaces: its machine has none");
     }
-    let files = (wish.resolv_conf.as_deref(), wish.hostname.as_deref());
-    let resolver = Resolver::read(files.0, files.1);
+    connect(wish, mode, &mut kernel, &interfaces)
+}
+
+/// Connects a machine to interfaces of its pod.
+fn connect(
+    wish: &Wish,
+    mode: Mode,
+    kernel: &mut Socket,
+    interfaces: &[Interface],
+) -> Result<Vec<NetConfig>, NetworkError> {
+    let resolver = Resolver::read(wish.resolv_conf.as_deref(), wish.hostname.as_deref());
     let mut nets = Vec::new();
-    for interface in &interfaces {
-        let mut place = Place::make(&mut kernel, interface)?;
+    for interface in interfaces {
+        let mut place = Place::make(kernel, interface)?;
         // Names and what comes by the loopback are the first one's.
         let first = nets.is_empty();
         let resolver = if first {

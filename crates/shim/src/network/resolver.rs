@@ -11,10 +11,8 @@ use edgevmm_config::check_hostname;
 const MAX_FILE: u64 = 1 << 16;
 /// As many servers as resolvers ask.
 const MAX_SERVERS: usize = 3;
-/// Where CRI mounts them in a container.
+/// Where CRI mounts the pod's in a container.
 pub const RESOLV_CONF: &str = "/etc/resolv.conf";
-/// As above.
-pub const HOSTNAME: &str = "/etc/hostname";
 
 /// What a guest is told of names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -28,12 +26,11 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    /// Reads them; a file that can't be read tells nothing.
-    pub fn read(resolv_conf: Option<&Path>, hostname: Option<&Path>) -> Self {
-        let hostname = hostname.map(read).unwrap_or_default();
-        let hostname = Some(hostname.trim().to_owned());
+    /// Reads them; a file that can't be read tells nothing, and neither does a name that is none.
+    pub fn read(resolv_conf: Option<&Path>, hostname: Option<&str>) -> Self {
+        let hostname = hostname.filter(|name| check_hostname(name).is_ok());
         Self {
-            hostname: hostname.filter(|name| check_hostname(name).is_ok()),
+            hostname: hostname.map(str::to_owned),
             ..Self::parse(&resolv_conf.map(read).unwrap_or_default())
         }
     }
@@ -78,13 +75,12 @@ mod tests {
     #[test]
     fn what_a_kubelet_writes_is_told() {
         let folder = tempfile::tempdir().unwrap();
-        let (conf, name) = (folder.path().join("r"), folder.path().join("h"));
+        let conf = folder.path().join("r");
         let text = "domain old\nsearch ns.svc.cluster.local svc.cluster.local cluster.local. a_b\n\
                     nameserver 127.0.0.53\nnameserver fd00::a\nnameserver 10.43.0.10\n\
                     options ndots:5\n";
         std::fs::write(&conf, text).unwrap();
-        std::fs::write(&name, "web-0\n").unwrap();
-        let resolver = Resolver::read(Some(&conf), Some(&name));
+        let resolver = Resolver::read(Some(&conf), Some("web-0"));
         assert_eq!(resolver.servers, [Ipv4Addr::new(10, 43, 0, 10)]);
         let search = ["ns.svc.cluster.local", "svc.cluster.local", "cluster.local"];
         assert_eq!(resolver.search, search);
@@ -93,10 +89,7 @@ mod tests {
 
     #[test]
     fn what_is_not_there_or_sound_is_not_told() {
-        let folder = tempfile::tempdir().unwrap();
-        let name = folder.path().join("h");
-        std::fs::write(&name, "a b\n").unwrap();
-        let resolver = Resolver::read(Some(Path::new("/none")), Some(&name));
+        let resolver = Resolver::read(Some(Path::new("/none")), Some("a b"));
         assert_eq!(resolver, Resolver::default());
     }
 }

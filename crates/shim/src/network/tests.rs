@@ -41,14 +41,18 @@ fn lease(net: &NetConfig) -> Option<&LeaseConfig> {
 }
 
 /// The interfaces of a wish, unless this machine's kernel lacks what they need.
-fn connect(mode: Mode) -> Option<Vec<NetConfig>> {
+fn connected(mode: Mode) -> Option<Vec<NetConfig>> {
     let mode = Some(mode);
     let wish = Wish {
         mode,
         pod: true,
         ..Wish::default()
     };
-    match set_up(&wish, false) {
+    let node = Node {
+        namespace: (0, 0),
+        lan: None,
+    };
+    match set_up(&wish, node) {
         Err(NetworkError::Kernel { source, needs, .. }) if !needs.is_empty() => {
             eprintln!("SKIPPED: {needs} ({source})");
             None
@@ -62,7 +66,7 @@ fn a_guest_takes_the_place_of_each_interface() {
     in_namespace(&["eth0", "net1"], || {
         let all = facts::interfaces().unwrap();
         for _ in 0..2 {
-            let Some(nets) = connect(Mode::Bridge) else {
+            let Some(nets) = connected(Mode::Bridge) else {
                 return;
             };
             assert_eq!(nets.len(), 2);
@@ -82,7 +86,7 @@ fn a_guest_takes_the_place_of_each_interface() {
 fn a_guest_is_behind_the_first_interface() {
     in_namespace(&["eth0"], || {
         for _ in 0..2 {
-            let Some(nets) = connect(Mode::Masquerade) else {
+            let Some(nets) = connected(Mode::Masquerade) else {
                 return;
             };
             let lease = lease(&nets[0]).unwrap();
@@ -99,12 +103,13 @@ fn the_hosts_network_is_left_alone() {
         pod,
         ..Wish::default()
     };
+    let here = || Node::look(&Wish::default()).unwrap();
     for (mode, pod) in [(None, true), (Some(Mode::Bridge), false)] {
-        let error = set_up(&wish(mode, pod), true).unwrap_err();
+        let error = set_up(&wish(mode, pod), here()).unwrap_err();
         assert!(matches!(error, NetworkError::Host), "{error}");
     }
     for (mode, pod) in [(None, false), (Some(Mode::None), true)] {
-        assert_eq!(set_up(&wish(mode, pod), true).unwrap(), []);
+        assert_eq!(set_up(&wish(mode, pod), here()).unwrap(), []);
     }
 }
 

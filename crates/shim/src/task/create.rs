@@ -12,7 +12,7 @@ use crate::annotations::Annotations;
 use crate::cgroup::{self, Cgroup};
 use crate::cli::check_identifier;
 use crate::holder::{self, Plan};
-use crate::network::{HOSTNAME, Mode, RESOLV_CONF, Wish};
+use crate::network::{RESOLV_CONF, Wish};
 use crate::process::Process;
 use crate::proto::task::CreateRequest;
 use crate::record::{Record, machines};
@@ -161,7 +161,7 @@ fn describe(
     root: &Path,
 ) -> Result<(Option<holder::Vmm>, u64), CallError> {
     let bundle = Path::new(&request.bundle);
-    let wish = network(spec, annotations.network);
+    let wish = network(name, spec, &annotations);
     let mut volumes =
         volumes::attach(spec, &annotations, bundle).map_err(|error| invalid(&error))?;
     let vm = machine::describe(name, spec, annotations, root, &mut volumes)
@@ -182,14 +182,15 @@ fn describe(
     Ok((Some(vmm), vm.memory.size.0))
 }
 
-/// How the machine is to be connected to the container's network.
-fn network(spec: &Spec, mode: Option<Mode>) -> Wish {
-    let mounted = |place| spec.mounted_at(place).map(Path::to_owned);
+/// How the machine `name` is to be connected to the container's network.
+fn network(name: &str, spec: &Spec, annotations: &Annotations) -> Wish {
+    let who = || spec.pod().unwrap_or_else(|| name.to_owned());
     Wish {
-        mode,
+        mode: annotations.network,
         pod: spec.sandbox_id().is_some(),
-        resolv_conf: mounted(RESOLV_CONF),
-        hostname: mounted(HOSTNAME),
+        lan: annotations.lan.clone().map(|lan| (lan, who())),
+        resolv_conf: spec.mounted_at(RESOLV_CONF).map(Path::to_owned),
+        hostname: spec.hostname().map(str::to_owned),
     }
 }
 
