@@ -137,6 +137,10 @@ fn is_told_to_start() -> io::Result<bool> {
 fn enter(plan: &Plan) -> Result<(), Failure> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     nix::unistd::setsid()?;
+    if plan.tool.is_some() {
+        // Where the group's memory runs out, clients go before the machine.
+        let _ = fs::write("/proc/self/oom_score_adj", "1000");
+    }
     for file in &plan.cgroups {
         fs::write(file, "0").map_err(|error| {
             format!(
@@ -205,8 +209,6 @@ fn become_vmm(vmm: &Vmm) -> Failure {
 
 /// Becomes a program for a client; returns only why not.
 fn become_tool(tool: &Tool) -> Failure {
-    // Where memory runs out, clients go before the machine.
-    let _ = fs::write("/proc/self/oom_score_adj", "1000");
     let open = || -> io::Result<(Stdio, Stdio, Stdio)> {
         let Some(terminal) = &tool.terminal else {
             let streams = (end_of(&tool.stdout)?, end_of(&tool.stderr)?);
