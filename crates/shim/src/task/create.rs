@@ -97,7 +97,12 @@ async fn make(
         }
         record.write(&bundle).map_err(|error| failed(&error))?;
     }
-    let mut spawned = spawn(&plan, log.clone()).await?;
+    let mut spawned = spawn(&plan, log.clone())
+        .await
+        .map_err(|error| match plan.ordinary {
+            Some(_) => taken_for_ordinary(&error),
+            None => error,
+        })?;
     if let Some(first) = record.runc.as_ref().and_then(Runc::pid)
         && let Some(process) = Process::find(first)
     {
@@ -125,6 +130,16 @@ fn place(spec: &Spec, cgroup: &Cgroup) -> Plan {
         network: path,
         ..Plan::default()
     }
+}
+
+/// Tells why a container was not taken for a machine, as one may have been meant.
+fn taken_for_ordinary(error: &CallError) -> CallError {
+    let message = format!(
+        "{} (its image has no disk in /disk, so it was taken for an ordinary container: the \
+         annotation edgevmm.io/container names the pod's machine)",
+        error.message
+    );
+    CallError::new(error.code, message)
 }
 
 /// What makes an ordinary container.

@@ -90,6 +90,7 @@ fn ordinary_containers_run_beside_the_machine() {
     run(async {
         let shim = Shim::start("a").await;
         shim.run("a").await;
+        ordinary::without_a_program_is_told(&shim).await;
         ordinary::lives_and_ends(&shim).await;
         ordinary::goes_with_its_shim(&shim).await;
     });

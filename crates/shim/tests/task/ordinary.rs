@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use edgevmm_shim::proto::task::{CreateRequest, ExecRequest, Mount};
+use edgevmm_shim::ttrpc::Answer;
 use serde_json::json;
 
 use crate::shim::{Shim, eventually, process};
@@ -27,6 +28,12 @@ fn program(script: &str) -> serde_json::Value {
 
 /// Makes the container `b`, which writes to the file returned.
 async fn create(shim: &Shim) -> PathBuf {
+    let (output, created) = try_create(shim, program(PROGRAM)).await;
+    created.unwrap();
+    output
+}
+
+async fn try_create(shim: &Shim, program: serde_json::Value) -> (PathBuf, Answer) {
     shim.bundle("b", "");
     let bundle = shim.bundle_path("b");
     let config = bundle.join("config.json");
@@ -34,7 +41,7 @@ async fn create(shim: &Shim) -> PathBuf {
     let spec = json!({
         "ociVersion": "1.0.2",
         "root": { "path": "rootfs", "readonly": true },
-        "process": program(PROGRAM),
+        "process": program,
         "mounts": [
             { "destination": "/proc", "type": "proc", "source": "proc" },
             { "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"] },
@@ -63,8 +70,20 @@ async fn create(shim: &Shim) -> PathBuf {
         stdout: format!("file://{}", output.display()),
         ..CreateRequest::default()
     };
-    shim.call("Create", &request).await.unwrap();
-    output
+    let created = shim.call("Create", &request).await;
+    (output, created)
+}
+
+/// One that was meant to be the machine is told why it is none.
+pub async fn without_a_program_is_told(shim: &Shim) {
+    let mut program = program("");
+    program["args"] = json!(["no-such-program"]);
+    let error = try_create(shim, program).await.1.unwrap_err().message;
+    assert!(
+        error.contains("no-such-program") && error.contains("edgevmm.io/container"),
+        "{error}"
+    );
+    assert!(!shim.bundle_path("b").join("edgevmm.json").exists());
 }
 
 async fn start(shim: &Shim, output: &Path) {
