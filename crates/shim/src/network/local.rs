@@ -18,7 +18,7 @@ const GUEST: Ipv4Addr = Ipv4Addr::new(169, 254, 101, 119);
 /// Bits of the network of the two.
 const PREFIX: u8 = 31;
 const WHAT: &str = "lead the pod's loopback to the guest";
-const NEEDS: &str = "the kernel needs cls_u32, act_nat, act_skbedit, nft_chain_nat and nft_masq";
+const NEEDS: &str = "the kernel needs cls_u32, act_nat, act_skbedit, nft_nat and nft_masq";
 
 /// Leads the loopback to a guest that has the pod's `address`.
 pub fn to_bridged(place: &mut Place<'_>, address: Ipv4Addr) -> Result<(), NetworkError> {

@@ -14,7 +14,7 @@ const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 1);
 const PREFIX: u8 = 24;
 const WHAT: &str = "translate addresses";
-const NEEDS: &str = "the kernel needs nf_tables, nft_chain_nat and nft_masq";
+const NEEDS: &str = "the kernel needs nft_chain_nat, nft_nat and nft_masq";
 
 /// Connects the tap of a place to its interface. Returns the machine's interface.
 pub fn connect(place: &mut Place<'_>, resolver: &Resolver) -> Result<NetConfig, NetworkError> {
