@@ -8,13 +8,14 @@ use crate::host::Host;
 use crate::prepare;
 use crate::process::Process;
 
-/// Makes an archive that containerd imports: arguments are folder of the content, name, archive.
+/// Makes an archive that containerd imports: arguments are folder of the content, name, archive, and
+/// the program to run as a JSON list.
 const ARCHIVE: &str = r#"
 work=$(mktemp -d "$PWD/archive.XXXXXX")
 tar -C "$1" --owner=0 --group=0 -cf "$work/layer.tar" .
 diff=$(sha256sum < "$work/layer.tar")
 cat > "$work/config.json" << EOF
-{"architecture": "amd64", "os": "linux", "created": "2020-01-01T00:00:00Z", "config": {},
+{"architecture": "amd64", "os": "linux", "created": "2020-01-01T00:00:00Z", "config": {"Entrypoint": $4},
  "rootfs": {"type": "layers", "diff_ids": ["sha256:${diff%% *}"]}}
 EOF
 cat > "$work/manifest.json" << EOF
@@ -33,12 +34,49 @@ find /run/edgevmm /run/containerd/s "$1/state" -mindepth 1 2> /dev/null \
 find /sys/fs/cgroup -type d -path '*/default/*'
 "#;
 
+/// The part of containerd's configuration without a kubelet.
+const ALONE: &str = r#"
+[plugins."io.containerd.grpc.v1.cri"]
+enable_tls_streaming = false
+"#;
+
+/// The part of it for a kubelet. It may not lower a process's score for lack of memory in a lab.
+fn for_kubelet(plugins: &str, networks: &str) -> String {
+    format!(
+        r#"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{SANDBOX_IMAGE}"
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "{plugins}"
+conf_dir = "{networks}"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.edgevmm]
+runtime_type = "io.containerd.edgevmm.v1"
+pod_annotations = ["edgevmm.io/*"]
+container_annotations = ["edgevmm.io/*"]
+"#
+    )
+}
+
+/// What containers are made of that only keep a pod's namespaces.
+pub(crate) const SANDBOX_IMAGE: &str = "local.test/sandbox:1";
+
+/// A command that tries another one for a minute until it succeeds.
+pub(crate) fn wait_for(command: &Command) -> Command {
+    let script = r#"for i in $(seq 300); do "$@" > /dev/null 2>&1 && exit; sleep 0.2; done; "$@""#;
+    Command::new("bash")
+        .args(["-c", script, "wait"])
+        .wrapping(command)
+}
+
 /// A containerd that runs on a host, with the shim on its path. Dropping it ends it.
 #[derive(Debug)]
 pub struct Node<'h> {
     host: &'h Host,
     bin: String,
     path: String,
+    namespace: String,
     process: Option<Process<'h>>,
 }
 
@@ -48,6 +86,17 @@ impl<'h> Node<'h> {
     /// # Errors
     /// It can't be had, or does not answer.
     pub fn start(host: &'h Host, which: Containerd) -> Result<Self> {
+        Self::with(host, which, ALONE, "default")
+    }
+
+    /// Starts a containerd as a kubelet needs it.
+    pub(crate) fn for_kubelet(host: &'h Host, which: Containerd) -> Result<Self> {
+        let plugins = host.shared(&prepare::pods()?.plugins())?;
+        let networks = host.path("networks");
+        Self::with(host, which, &for_kubelet(&plugins, &networks), "k8s.io")
+    }
+
+    fn with(host: &'h Host, which: Containerd, config: &str, namespace: &str) -> Result<Self> {
         let pods = prepare::pods()?;
         let bin = host.shared(&pods.containerd(which))?;
         let runc = host.shared(&pods.runc())?;
@@ -59,8 +108,16 @@ impl<'h> Node<'h> {
             host,
             bin,
             path,
+            namespace: namespace.to_owned(),
             process: None,
         };
+        let dir = host.path("node");
+        let common = format!(
+            "version = 2\nroot = \"{dir}/root\"\nstate = \"{dir}/state\"\n\
+             [grpc]\naddress = \"{dir}/sock\"\n\
+             [plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{dir}/opt\"\n"
+        );
+        host.write("node.toml", &format!("{common}{config}"))?;
         node.run_containerd()?;
         Ok(node)
     }
@@ -78,32 +135,13 @@ impl<'h> Node<'h> {
     }
 
     fn run_containerd(&mut self) -> Result<()> {
-        let dir = self.host.path("node");
-        let config = self.host.write(
-            "node.toml",
-            &format!(
-                "version = 2\nroot = \"{dir}/root\"\nstate = \"{dir}/state\"\n\
-                 disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.runtime\", \
-                 \"io.containerd.cri.v1.images\"]\n\
-                 [grpc]\naddress = \"{dir}/sock\"\n\
-                 [plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{dir}/opt\"\n"
-            ),
-        )?;
+        let config = self.host.path("node.toml");
         let containerd = Command::new(format!("{}/containerd", self.bin));
         let containerd = containerd
             .args(["--config", &config])
             .env("PATH", &*self.path);
         self.process = Some(self.host.spawn(&containerd)?);
-        let ctr = format!("{}/ctr", self.bin);
-        let wait = Command::new("bash").args([
-            "-ec",
-            r#"for i in $(seq 300); do "$@" > /dev/null 2>&1 && exit; sleep 0.2; done; exit 1"#,
-            "wait",
-            &ctr,
-            "--address",
-            &format!("{dir}/sock"),
-            "version",
-        ]);
+        let wait = wait_for(&self.ctr(["version"]));
         self.host.ok(&wait).context("containerd does not answer")?;
         Ok(())
     }
@@ -113,6 +151,7 @@ impl<'h> Node<'h> {
     pub fn ctr<S: Into<String>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         Command::new(format!("{}/ctr", self.bin))
             .args(["--address", &self.host.path("node/sock")])
+            .args(["--namespace", &self.namespace])
             .args(arguments)
     }
 
@@ -128,9 +167,18 @@ impl<'h> Node<'h> {
     /// # Errors
     /// containerd does not take it.
     pub fn import(&self, folder: &str, name: &str) -> Result<()> {
+        self.import_program(folder, name, &[])
+    }
+
+    /// Makes an image of a folder whose containers run a program.
+    ///
+    /// # Errors
+    /// containerd does not take it.
+    pub fn import_program(&self, folder: &str, name: &str, program: &[&str]) -> Result<()> {
         let archive = self.host.path("image.tar");
-        let make = Command::new("bash").args(["-ec", ARCHIVE, "archive", folder, name, &archive]);
-        self.host.ok(&make)?;
+        let program = serde_json::to_string(program)?;
+        let arguments = ["-ec", ARCHIVE, "archive", folder, name, &archive, &program];
+        self.host.ok(&Command::new("bash").args(arguments))?;
         self.host.ok(&self.ctr(["images", "import", &archive]))?;
         Ok(())
     }

@@ -83,7 +83,8 @@ impl Host {
         Ok(host)
     }
 
-    fn lab(machine: &Machine) -> Result<Self> {
+    /// A lab, whatever this machine's KVM can do.
+    pub(crate) fn lab(machine: &Machine) -> Result<Self> {
         let binary = binary::edgevmm()?;
         prepare::lab()?;
         let slot = Slot::take()?;
@@ -300,9 +301,9 @@ impl Host {
         }
     }
 
-    /// Prints what the machines in the background left behind.
+    /// Prints what the machines and other programs in the background left behind.
     pub(crate) fn print_machines(&self) {
-        let script = "for machine in run/*/; do tail -n 40 $machine/log $machine/exit.json; done";
+        let script = "shopt -s nullglob; tail -n 40 run/*/log run/*/exit.json *.log < /dev/null";
         let _ = self.run_for(&Command::script(script), Limit::Command);
     }
 

@@ -7,6 +7,7 @@
 //! some ten times slower than hardware.
 
 mod binary;
+mod cluster;
 mod command;
 mod containerd;
 mod guest;
@@ -19,6 +20,7 @@ mod slots;
 use anyhow::{Context, Result};
 use xtask::lab::Machine;
 
+pub use cluster::Cluster;
 pub use command::{Command, Output};
 pub use containerd::Node;
 pub use guest::{Guest, SMALL};
@@ -56,6 +58,19 @@ pub fn on_big_host(memory_mib: u32, test: impl Fn(&Host) -> Result<()>) -> Resul
         ..Machine::default()
     };
     retried(|| Host::start_with(&machine), test)
+}
+
+/// As [`on_host`], but always in a lab, with so many MiB of RAM; for tests that change the whole
+/// system that they run on.
+///
+/// # Errors
+/// As [`on_host`].
+pub fn in_lab(memory_mib: u32, test: impl Fn(&Host) -> Result<()>) -> Result<()> {
+    let machine = Machine {
+        memory_mib,
+        ..Machine::default()
+    };
+    retried(|| Host::lab(&machine), test)
 }
 
 /// Runs a test on this machine, whatever its KVM can do; for tests that start no guest.

@@ -5,6 +5,7 @@ mod build;
 mod guests;
 mod images;
 mod lab;
+mod pods;
 mod run;
 mod test;
 
@@ -30,6 +31,7 @@ enum Task {
     Images(images::ImagesCommand),
     Bench(bench::BenchCommand),
     Guests(guests::GuestsCommand),
+    Pods(pods::PodsCommand),
     /// Tell whether this host's KVM runs stock kernels; if not, tasks use the lab.
     ///
     /// Exit code 0 when it does, 1 when not.
@@ -63,6 +65,7 @@ impl Cli {
             Task::Images(command) => command.run(),
             Task::Bench(command) => command.run(),
             Task::Guests(command) => command.run(),
+            Task::Pods(command) => command.run(),
             Task::DoctorKvm { json } => doctor_kvm(json),
             Task::Agent(AgentCommand::Init) => xtask::agent::init().map(|()| ExitCode::SUCCESS),
             Task::Agent(AgentCommand::Probe) => {

@@ -23,21 +23,31 @@ impl Apt {
     /// # Errors
     /// No apt, no network, or the mirror does not have `suite`.
     pub fn open(dir: &Path, mirror: &Mirror, suite: &str) -> Result<Self> {
-        let apt = Self {
-            dir: dir.join(suite),
-        };
+        Self::with(dir.join(suite), &mirror.source_line(suite))
+    }
+
+    /// As [`Apt::open`], with the lists of what packages are made of, kept in `dir/SUITE-sources`.
+    ///
+    /// # Errors
+    /// As [`Apt::open`].
+    pub fn open_sources(dir: &Path, mirror: &Mirror, suite: &str) -> Result<Self> {
+        let dir = dir.join(format!("{suite}-sources"));
+        Self::with(dir, &mirror.sources_line(suite))
+    }
+
+    fn with(dir: PathBuf, line: &str) -> Result<Self> {
+        let apt = Self { dir };
         for sub in ["lists/partial", "cache/archives/partial", "none/partial"] {
             let path = apt.dir.join(sub);
             fs::create_dir_all(&path).with_context(|| format!("Cannot make {}", path.display()))?;
         }
         fs::write(apt.dir.join("status"), "")?;
-        let line = mirror.source_line(suite);
         let list = apt.dir.join("sources.list");
         let updated = apt.dir.join("updated");
-        if fs::read_to_string(&updated).ok().as_ref() != Some(&line) {
+        if fs::read_to_string(&updated).ok().as_deref() != Some(line) {
             fs::write(&list, format!("{line}\n"))?;
             process::output(apt.command("apt-get").args(["--error-on=any", "update"]))
-                .with_context(|| format!("Cannot read the package lists of {suite}"))?;
+                .with_context(|| format!("Cannot read the package lists of `{line}`"))?;
             fs::write(&updated, line)?;
         }
         Ok(apt)
@@ -53,6 +63,24 @@ impl Apt {
             process::output(self.command("apt-get").args(["--error-on=any", "update"]))?;
             self.try_download(packages, wanted)
         })
+    }
+
+    /// Downloads what `package` is made of, and gives the archive of its authors.
+    ///
+    /// # Errors
+    /// There is no such package, or it cannot be downloaded.
+    pub fn source(&self, package: &str) -> Result<PathBuf> {
+        let mut command = self.command("apt-get");
+        command
+            .current_dir(self.archive_dir())
+            .args(["-qq", "source", "--download-only", package]);
+        process::output(&mut command)?;
+        let begin = format!("{package}_");
+        let files = fs::read_dir(self.archive_dir())?.flatten();
+        let mut names = files.filter_map(|file| file.file_name().into_string().ok());
+        let original = names.find(|name| name.starts_with(&begin) && name.contains(".orig.tar."));
+        let original = original.with_context(|| format!("{package} has no original archive"))?;
+        Ok(self.archive_dir().join(original))
     }
 
     fn try_download(&self, packages: &[&str], wanted: fn(&str) -> bool) -> Result<Vec<PathBuf>> {

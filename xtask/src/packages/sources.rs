@@ -109,6 +109,16 @@ impl Mirror {
     /// A one-line apt source for `suite`: package lists only, no translations or icons.
     #[must_use]
     pub fn source_line(&self, suite: &str) -> String {
+        self.line("deb", "arch=amd64 target=Packages", suite)
+    }
+
+    /// A one-line apt source for what packages of `suite` are made of.
+    #[must_use]
+    pub fn sources_line(&self, suite: &str) -> String {
+        self.line("deb-src", "target=Sources", suite)
+    }
+
+    fn line(&self, kind: &str, options: &str, suite: &str) -> String {
         let (keyring, components) = match self.distribution {
             Distribution::Debian => ("debian-archive-keyring.gpg", "main"),
             Distribution::Ubuntu => ("ubuntu-archive-keyring.gpg", "main universe"),
@@ -120,7 +130,7 @@ impl Mirror {
             String::new()
         };
         format!(
-            "deb [{signed}arch=amd64 target=Packages] {} {suite} {components}",
+            "{kind} [{signed}{options}] {} {suite} {components}",
             self.uri
         )
     }

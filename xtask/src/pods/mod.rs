@@ -1,5 +1,7 @@
-//! What runs containers: containerds of several releases, runc and the network plugins, unpacked
-//! from packages and never installed.
+//! What runs containers and pods: containerds of several releases, runc and the network plugins,
+//! unpacked from packages and never installed; and a Kubernetes built from sources.
+
+mod kubernetes;
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +12,8 @@ use crate::packages::{self, Apt, Mirror};
 use crate::progress::step;
 
 /// What the files depend on.
-const RECIPE: &[&str] = &[include_str!("pods.rs")];
+const RECIPE: &[&str] = &[include_str!("mod.rs")];
+const KUBERNETES_RECIPE: &[&str] = &[include_str!("kubernetes.rs")];
 
 /// A containerd, by where it comes from. A distribution that has one release only gives it each time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +69,25 @@ impl Pods {
             })
         })?;
         Ok(pods)
+    }
+
+    /// The folder of Kubernetes' programs, etcd and kubectl, which are built unless they are there;
+    /// none where this system's distribution does not have the sources.
+    ///
+    /// # Errors
+    /// No apt, no network, not enough disk (3 GB meanwhile), or it does not build.
+    pub fn kubernetes(&self) -> Result<Option<PathBuf>> {
+        let mirror = Mirror::of_this_system()?;
+        if !kubernetes::exists(&mirror) {
+            return Ok(None);
+        }
+        let folder = self.dir.join("kubernetes");
+        let _lock = DirLock::exclusive(&self.dir)?;
+        let recipe = cache::recipe((&mirror, KUBERNETES_RECIPE));
+        cache::ensure(&folder, recipe, |dir| {
+            kubernetes::make(&mirror, &self.dir.join("apt"), dir)
+        })?;
+        Ok(Some(folder))
     }
 
     /// The folder of a containerd, its `ctr` and its shim for runc.
