@@ -1,6 +1,6 @@
 //! Pods that are machines, under a real kubelet.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use edgevmm_e2e::{Cluster, Command, Containerd, Host, Image, image, in_lab};
 
 const PODS: &str = r#"
@@ -69,7 +69,14 @@ fn a_pod_is_a_machine() -> Result<()> {
         cluster.expect_log("once", "INIT-FIRST-LINE")?;
         cluster.expect_phase("web", "Running")?;
         cluster.expect_phase("vm", "Running")?;
-        cluster.expect_log("vm", "MINI-READY")?;
+        let path = "jsonpath={.status.podIP}";
+        let address = host.ok(&cluster.kubectl(["get", "pod", "vm", "-o", path]))?;
+        cluster.expect_log("vm", &format!("MINI-READY.*ip={address}"))?;
+        let ping = ["/bin/busybox", "ping", "-c", "3", "-w", "60", &address];
+        host.ok(&cluster.kubectl(["exec", "web", "--"]).args(ping))?;
+        let control = ["exec", "vm", "--", "edgevmm-ctl"];
+        let inspect = cluster.kubectl(control).args(["inspect", "--json"]);
+        ensure!(host.ok(&inspect)?.contains("\"running\""));
         for pod in ["once", "vm", "web"] {
             cluster.delete(pod)?;
         }
