@@ -1,20 +1,19 @@
 //! Long work on the terminal: a bar that shows how far it is, and Ctrl-C that ends it cleanly.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use edgevmm_image::{ImageError, Job};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nix::sys::signal::{SigSet, Signal, raise};
 
 use crate::exit::Failure;
 
-/// How long a bar is left as it is, at least.
-const REDRAW: Duration = Duration::from_millis(100);
-/// How many characters wide it is.
-const WIDTH: u64 = 30;
+/// How often the bar is drawn, at most, in a second.
+const DRAWS: u8 = 10;
 /// How long work goes on before it gets a bar.
 const PATIENCE: Duration = Duration::from_millis(300);
 
@@ -60,79 +59,43 @@ fn with_bar<T>(
     result
 }
 
-/// A bar, if there is a terminal for it and the work takes its time. It is on one line of standard
-/// error, which is written anew.
-///
-/// By hand, as the library for it costs a VMM, which is the same program, more than a bar is worth.
+/// A bar, if there is a terminal for it and the work takes its time.
 #[derive(Debug)]
 struct Bar {
-    what: &'static str,
-    start: Instant,
-    is_seen: bool,
-    /// When it was drawn last.
-    drawn: Mutex<Option<Instant>>,
+    bar: ProgressBar,
+    start: std::time::Instant,
 }
 
 impl Bar {
     fn new(what: &'static str) -> Self {
+        let bar = ProgressBar::hidden();
+        let style = "{msg} [{bar:30}] {percent:>3}%  {binary_bytes}/{binary_total_bytes}  \
+                     {binary_bytes_per_sec}  {eta}";
+        if let Ok(style) = ProgressStyle::with_template(style) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.set_message(what);
         Self {
-            what,
-            start: Instant::now(),
-            is_seen: io::stderr().is_terminal(),
-            drawn: Mutex::default(),
+            bar,
+            start: std::time::Instant::now(),
         }
     }
 
     fn show(&self, done: u64, total: u64) {
-        let taken = self.start.elapsed();
-        if !self.is_seen || taken < PATIENCE {
-            return;
+        if self.bar.is_hidden() {
+            if self.start.elapsed() < PATIENCE || !io::stderr().is_terminal() {
+                return;
+            }
+            self.bar
+                .set_draw_target(ProgressDrawTarget::stderr_with_hz(DRAWS));
         }
-        // Another thread is drawing.
-        let Ok(mut drawn) = self.drawn.try_lock() else {
-            return;
-        };
-        if drawn.is_none_or(|drawn| drawn.elapsed() >= REDRAW) {
-            let _ = write!(
-                io::stderr(),
-                "\r{}\x1b[K",
-                line(self.what, done, total, taken)
-            );
-            *drawn = Some(Instant::now());
-        }
+        self.bar.set_length(total);
+        self.bar.set_position(done);
     }
 
     fn clear(&self) {
-        let drawn = self.drawn.lock().is_ok_and(|drawn| drawn.is_some());
-        if drawn {
-            let _ = write!(io::stderr(), "\r\x1b[K");
-        }
+        self.bar.finish_and_clear();
     }
-}
-
-/// A bar with how far the work is after `taken`, how fast it goes and how long it will still take.
-fn line(what: &str, done: u64, total: u64, taken: Duration) -> String {
-    let part = |of: u64| {
-        let part = u128::from(done.min(total)) * u128::from(of) / u128::from(total.max(1));
-        u64::try_from(part).unwrap_or(of)
-    };
-    let (filled, percent) = (part(WIDTH), part(100));
-    let bar: String = (0..WIDTH)
-        .map(|i| if i < filled { '=' } else { ' ' })
-        .collect();
-    let milliseconds = taken.as_millis().max(1);
-    let speed = u128::from(done) * 1000 / milliseconds;
-    let left = u128::from(total.saturating_sub(done)) / speed.max(1);
-    let (done, total) = (mebibytes(done.into()), mebibytes(total.into()));
-    let speed = mebibytes(speed);
-    let (minutes, seconds) = (left / 60, left % 60);
-    format!(
-        "{what} [{bar}] {percent:>3}%  {done}/{total} MiB  {speed} MiB/s  {minutes}m{seconds:02}s"
-    )
-}
-
-fn mebibytes(bytes: u128) -> u128 {
-    bytes >> 20
 }
 
 /// Signals that would end the program, caught by a thread from now on.
@@ -176,29 +139,5 @@ fn wait(signals: SigSet, received: &Received) {
         }
         received.signal.store(signal as i32, Ordering::Relaxed);
         received.cancelled.store(true, Ordering::Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_bar_tells_how_far_the_work_is() {
-        let second = Duration::from_secs(1);
-        assert_eq!(
-            line("Checking", 100 << 20, 1000 << 20, second),
-            "Checking [===                           ]  10%  100/1000 MiB  100 MiB/s  0m09s"
-        );
-        let done = line("Checking", u64::MAX, u64::MAX, second);
-        assert!(
-            done.contains(&format!("[{}] 100%", "=".repeat(30))),
-            "{done}"
-        );
-        let nothing = line("Checking", 0, 0, Duration::ZERO);
-        assert!(
-            nothing.contains("   0%  0/0 MiB  0 MiB/s  0m00s"),
-            "{nothing}"
-        );
     }
 }
