@@ -231,7 +231,7 @@ impl From<WatchdogArg> for WatchdogConfig {
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum FirmwareArg {
     /// What the partition table of the first boot disk asks for: bios where it has boot code, uefi
-    /// where it only has an EFI system partition [default]
+    /// where it only has an EFI system partition (the default)
     Auto,
     /// SeaBIOS: boots MBR disks and GPT disks with a BIOS boot partition
     Bios,

@@ -8,6 +8,7 @@ use clap::Args;
 use xtask::images::{Image, Images};
 use xtask::kvm::{self, KvmVerdict};
 use xtask::lab::Layout;
+use xtask::pods::Pods;
 use xtask::progress::{note, step};
 use xtask::{cache, host, process};
 
@@ -180,6 +181,9 @@ fn end_to_end() -> Result<()> {
         Image::Firmware,
     ] {
         images.ensure(image)?;
+    }
+    if Pods::ensure()?.kubernetes()?.is_none() {
+        note("this distribution has no sources of Kubernetes; tests that need it will say so");
     }
     match kvm::host_kvm_runs_stock_kernels() {
         KvmVerdict::Usable => note("end-to-end tests run on this host's KVM"),

@@ -254,7 +254,7 @@ pub fn open_disc(path: &Path, direct: bool) -> Result<Arc<dyn BlockBackend>, Sto
     )
 }
 
-/// As [`open_disc`], of a file that is open, and was at `path`.
+/// As `open_disc`, of a file that is open, and was at `path`.
 ///
 /// # Errors
 /// Fails when it is empty or no file of data.
