@@ -8,9 +8,10 @@
 //!   sees none of these frames, so its addresses may stay where they are for others to see.
 //! - `masquerade`: the guest is 10.0.2.2 behind the pod's address (nf_tables).
 //!
-//! `lan` adds one of the node's networks to the pod's before. In both, connections of the pod to its own loopback, by which `kubectl port-forward` comes, lead to the
-//! guest. All of it is in the namespace and goes with it, but a container that starts again finds
-//! what the last one had, and removes it. Nothing is done in the host's namespace.
+//! `lan` adds one of the node's networks to the pod's before. In both modes, connections of the pod to
+//! its own loopback, by which `kubectl port-forward` comes, lead to the guest. All of it is in the
+//! namespace and goes with it, but a container that starts again finds what the last one had, and
+//! removes it. Nothing is done in the host's namespace.
 //!
 //! Left out: IPv6 by masquerade, static neighbours, rules and further tables of routes.
 
