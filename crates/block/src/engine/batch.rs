@@ -16,13 +16,21 @@ const LONGEST: u64 = 1 << 20;
 const MOST: usize = 64;
 
 /// One request, or several writes side by side. Kept from one to the next.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Batch {
     jobs: Vec<Job>,
     memory: Memory,
 }
 
 impl Batch {
+    /// None, with room for as many as there can be.
+    pub fn new() -> Self {
+        Self {
+            jobs: Vec::with_capacity(MOST),
+            memory: Memory::with_capacity(2 * MOST),
+        }
+    }
+
     /// Takes the first of `queue`, with those that can be done together with it. It has none left
     /// from before.
     pub fn take(&mut self, queue: &mut VecDeque<Job>) {
@@ -162,7 +170,7 @@ mod tests {
                 }
             })
             .collect();
-        let mut batch = Batch::default();
+        let mut batch = Batch::new();
         while !queue.is_empty() {
             batch.take(&mut queue);
             batch.perform(disk);

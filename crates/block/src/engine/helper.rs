@@ -29,6 +29,8 @@ const TRANSFERS_MAX: usize = 4;
 const PART: u64 = 32 << 20;
 /// How long a thread waits for more to do before it ends.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Requests that there is room for from the start, so that none needs memory.
+const USUAL: usize = 64;
 /// As much as the threads of queues have; only touched pages cost memory.
 const STACK_SIZE: usize = 512 << 10;
 
@@ -80,6 +82,11 @@ pub struct Memory(Vec<VolatileSlice<'static>>);
 unsafe impl Send for Memory {}
 
 impl Memory {
+    /// None, with room for so many pieces.
+    pub fn with_capacity(pieces: usize) -> Self {
+        Self(Vec::with_capacity(pieces))
+    }
+
     /// Takes `bufs` in place of what was there.
     ///
     /// # Safety
@@ -138,7 +145,10 @@ impl Helpers {
                 name: format!("{name}-{what}"),
                 most,
                 backend: Arc::clone(backend),
-                queue: Mutex::default(),
+                queue: Mutex::new(Queue {
+                    jobs: VecDeque::with_capacity(USUAL),
+                    ..Queue::default()
+                }),
                 changed: Condvar::new(),
             })
         };
@@ -220,7 +230,7 @@ impl Crew {
     }
 
     fn run(&self) {
-        let mut batch = Batch::default();
+        let mut batch = Batch::new();
         while self.next(&mut batch) {
             batch.perform(&*self.backend);
         }
@@ -297,7 +307,7 @@ impl Mailbox {
     pub fn new() -> io::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         Ok(Self {
-            results: Mutex::default(),
+            results: Mutex::new(Vec::with_capacity(USUAL)),
             filled: AtomicBool::new(false),
             event: EventFd::from_flags(flags)?,
         })
