@@ -38,9 +38,6 @@ pub fn run(cli: &Cli) -> Result<(), Failure> {
         .enable_all()
         .build()?;
     runtime.block_on(serve(cli, listener))?;
-    if let Some(socket) = &cli.socket {
-        let _ = fs::remove_file(socket);
-    }
     // Tasks that wait for something are left behind.
     runtime.shutdown_background();
     Ok(())
@@ -56,9 +53,18 @@ async fn serve(cli: &Cli, listener: UnixListener) -> Result<(), Failure> {
     let log = Log::new(&std::env::current_dir()?);
     let tasks = Arc::new(Tasks::new(&cli.namespace, events, log));
     let service = Arc::new(TaskService::new(Arc::clone(&tasks)));
+    let end = async {
+        tasks.stopping().await;
+        // At once, so that the next daemon of that name makes a socket of its own.
+        if let Some(socket) = &cli.socket {
+            let _ = fs::remove_file(socket);
+        }
+        tasks.sent().await;
+        tokio::time::sleep(FAREWELL).await;
+    };
     tokio::select! {
         () = ttrpc::serve(listener, service) => {}
-        () = tasks.finished() => tokio::time::sleep(FAREWELL).await,
+        () = end => {}
     }
     Ok(())
 }

@@ -32,6 +32,8 @@ pub const START: &str = "start";
 pub struct Plan {
     /// Files that it writes itself to, to join control groups.
     pub cgroups: Vec<PathBuf>,
+    /// How easily it becomes a victim where memory runs out; as the daemon when none.
+    pub oom_score: Option<i32>,
     /// Network namespace to join.
     pub network: Option<PathBuf>,
     /// Whether to make a network namespace.
@@ -137,9 +139,9 @@ fn is_told_to_start() -> io::Result<bool> {
 fn enter(plan: &Plan) -> Result<(), Failure> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     nix::unistd::setsid()?;
-    if plan.tool.is_some() {
-        // Where the group's memory runs out, clients go before the machine.
-        let _ = fs::write("/proc/self/oom_score_adj", "1000");
+    if let Some(score) = plan.oom_score {
+        // A host may forbid to lower it: then it is an easier victim than it should be.
+        let _ = fs::write("/proc/self/oom_score_adj", score.to_string());
     }
     for file in &plan.cgroups {
         fs::write(file, "0").map_err(|error| {

@@ -97,6 +97,18 @@ impl Record {
     }
 }
 
+impl Record {
+    /// As [`Record::clear`], on a thread that may wait.
+    ///
+    /// # Errors
+    ///
+    /// As [`Record::clear`].
+    pub async fn clear_aside(&self, bundle: &Path) -> Result<(), crate::Failure> {
+        let (record, bundle) = (self.clone(), bundle.to_owned());
+        tokio::task::spawn_blocking(move || record.clear(&bundle)).await?
+    }
+}
+
 /// Where machines of containers have their sockets: with all others, so that `edgevmm ps` shows them.
 pub fn machines() -> RuntimeDir {
     RuntimeDir::new("/run/edgevmm")

@@ -79,7 +79,9 @@ impl Calls {
             }
             "Connect" => Ok(self.connect(&decode(payload)?).encode_to_vec()),
             "Shutdown" => {
-                tasks.shut_down(decode::<ShutdownRequest>(payload)?.now);
+                tasks
+                    .shut_down(decode::<ShutdownRequest>(payload)?.now)
+                    .await;
                 Ok(Vec::new())
             }
             _ => Err(CallError::new(
@@ -164,14 +166,10 @@ impl Calls {
         machine.vmm.resize_console(width, height).await
     }
 
-    /// A console's input stays open for whoever attaches next.
+    /// A program's client has closed its end of the FIFO, so the input ends behind what is in there.
+    /// A console's stays open for whoever attaches next.
     fn close_input(&self, request: &CloseIoRequest) -> Result<(), CallError> {
-        if let Some(exec) = self.exec(&request.id, &request.exec_id)?
-            && request.stdin
-        {
-            exec.close_input();
-        }
-        Ok(())
+        self.exec(&request.id, &request.exec_id).map(drop)
     }
 
     fn connect(&self, request: &ProcessRequest) -> ConnectResponse {

@@ -75,6 +75,9 @@ pub struct Root {
 pub struct Process {
     /// Its environment, each `NAME=VALUE`.
     pub env: Vec<String>,
+    /// How easily it becomes a victim where memory runs out, -1000 to 1000.
+    #[serde(rename = "oomScoreAdj")]
+    pub oom_score_adj: Option<i32>,
 }
 
 /// Something mounted in the container.

@@ -149,12 +149,14 @@ impl Runc {
         silent.stderr(Stdio::null()).status().map(drop)
     }
 
-    /// Arguments that run the program described in a file, by OCI's runtime specification.
-    pub fn exec(&self, file: &Path) -> Vec<String> {
+    /// Arguments that run the program described in a file, by OCI's runtime specification, and have
+    /// its process ID written to another.
+    pub fn exec(&self, file: &Path, pid: &Path) -> Vec<String> {
         let root = self.root.display().to_string();
-        let file = file.display().to_string();
-        let words = ["--root", &root, "exec", "--process", &file, &self.id];
-        words.map(ToOwned::to_owned).to_vec()
+        let (file, pid) = (file.display().to_string(), pid.display().to_string());
+        let options = ["--root", &root, "exec", "--process", &file];
+        let words = options.into_iter().chain(["--pid-file", &pid, &self.id]);
+        words.map(ToOwned::to_owned).collect()
     }
 
     async fn tell(&self, words: &[&str]) -> Result<(), Failure> {
@@ -173,6 +175,8 @@ impl Runc {
 
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
+        // Where systemd started containerd, runc would have the container tell that it is ready.
+        command.env_remove("NOTIFY_SOCKET");
         command.arg("--root").arg(&self.root);
         // The container's streams are not for runc's messages.
         let log = self.bundle.join(LOG);

@@ -1,6 +1,7 @@
 //! One container: the sandbox of a pod, or a machine.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
@@ -8,6 +9,7 @@ use nix::unistd::Pid;
 use tokio::io::AsyncWriteExt;
 use tokio::process::ChildStdin;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::exec::Execs;
 use super::spawn::{Spawned, Tail};
@@ -22,6 +24,8 @@ use crate::spec::Resources;
 use crate::ttrpc::{CallError, Code};
 use crate::vmm::Vmm;
 
+/// How long a VMM may take to press the power button.
+const HEED: Duration = Duration::from_secs(5);
 /// Signals that do nothing to a process which does not expect them.
 const HARMLESS: [i32; 5] = [
     0,
@@ -142,7 +146,10 @@ impl Container {
         let signal = i32::try_from(signal).unwrap_or(i32::MAX);
         if let Some(runc) = &self.record.runc {
             let told = runc.kill(signal).await;
-            return told.map_err(|error| CallError::new(Code::Unknown, error.to_string()));
+            return told.map_err(|error| match self.process.is_alive() {
+                true => CallError::new(Code::Unknown, error.to_string()),
+                false => CallError::new(Code::NotFound, "The container's process has ended"),
+            });
         }
         if HARMLESS.contains(&signal) {
             return Ok(());
@@ -153,7 +160,7 @@ impl Container {
         }
         match &self.machine {
             Some(machine) if signal != libc::SIGKILL && state != State::Created => {
-                machine.vmm.power_off().await
+                self.power_off(machine).await
             }
             None if signal == libc::SIGTERM && self.process.is_alive() => {
                 let pid = Pid::from_raw(self.process.pid);
@@ -165,6 +172,16 @@ impl Container {
                 Ok(())
             }
         }
+    }
+
+    /// Presses a machine's power button. A VMM that does not answer is taken for a process that heeds
+    /// no signal, as whoever stops it would else never come to SIGKILL.
+    async fn power_off(&self, machine: &Machine) -> Result<(), CallError> {
+        let told = timeout(HEED, machine.vmm.power_off()).await;
+        if !matches!(told, Ok(Ok(()))) && !self.process.is_alive() {
+            return Err(CallError::new(Code::NotFound, "The machine has ended"));
+        }
+        Ok(())
     }
 
     /// The machine, for what nothing else can do.

@@ -43,7 +43,7 @@ pub async fn create(
     let mut record = Record::default();
     let result = make(request, namespace, &spec, has_machine, &mut record, log).await;
     if result.is_err()
-        && let Err(error) = record.clear(&bundle)
+        && let Err(error) = record.clear_aside(&bundle).await
     {
         log.say(&crate::chain(error.as_ref()));
     }
@@ -128,6 +128,7 @@ fn place(spec: &Spec, cgroup: &Cgroup) -> Plan {
         cgroups: groups.map(|folder| folder.join("cgroup.procs")).collect(),
         new_network: network.is_some() && path.is_none(),
         network: path,
+        oom_score: spec.process.oom_score_adj,
         ..Plan::default()
     }
 }

@@ -7,6 +7,7 @@
 //! its own user with its own variables, so environment, user and folder of the container's are left out.
 
 use std::collections::HashMap;
+use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -68,10 +69,10 @@ impl Execs {
         found.ok_or_else(|| CallError::new(Code::NotFound, format!("There is no process {id}")))
     }
 
-    fn add(&self, exec: Exec) -> Result<(), CallError> {
-        let mut execs = self.lock();
-        let id = exec.request.exec_id.clone();
-        if execs.contains_key(&id) {
+    /// Checks that there may be one more, of that ID.
+    fn check_new(&self, id: &str) -> Result<(), CallError> {
+        let execs = self.lock();
+        if execs.contains_key(id) {
             let message = format!("There is a process {id} already");
             return Err(CallError::new(Code::AlreadyExists, message));
         }
@@ -79,8 +80,13 @@ impl Execs {
             let message = format!("There are {MAX_EXECS} programs in the container already");
             return Err(CallError::new(Code::ResourceExhausted, message));
         }
-        execs.insert(id, Arc::new(exec));
         Ok(())
+    }
+
+    /// Adds one that [`Self::check_new`] has checked under the container's lock on changes.
+    fn add(&self, exec: Exec) {
+        let id = exec.request.exec_id.clone();
+        self.lock().insert(id, Arc::new(exec));
     }
 
     /// Ends all, as their container has ended.
@@ -115,7 +121,40 @@ pub struct Exec {
     terminal: OnceLock<Terminal>,
     /// Who passes on what its client types.
     input: Mutex<Option<AbortHandle>>,
+    /// Files of an ordinary container's.
+    files: Option<Files>,
     changes: tokio::sync::Mutex<()>,
+}
+
+/// Files by which runc is told of a program, and tells of it; gone with this value.
+#[derive(Debug)]
+struct Files {
+    description: PathBuf,
+    pid: PathBuf,
+}
+
+impl Files {
+    fn new(runc: &Runc, id: &str) -> Self {
+        let path = |end| runc.bundle.join(format!("exec-{id}.{end}"));
+        Self {
+            description: path("json"),
+            pid: path("pid"),
+        }
+    }
+
+    /// The program itself, whose parent is `runc exec`.
+    fn program(&self) -> Option<Process> {
+        let text = fs::read_to_string(&self.pid).ok()?;
+        Process::find(text.trim().parse().ok()?)
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        for file in [&self.description, &self.pid] {
+            let _ = fs::remove_file(file);
+        }
+    }
 }
 
 /// A process, as OCI's runtime specification has it (1.2, config.json).
@@ -132,8 +171,10 @@ impl Exec {
         let spec = request.spec.clone().unwrap_or_default().value;
         let program: Program = serde_json::from_slice(&spec)
             .map_err(|error| invalid(format!("The program can't be read: {error}")))?;
-        let tool = match &container.record.runc {
-            Some(runc) => ordinary(runc, &request.exec_id, &spec)?,
+        let runc = container.record.runc.as_ref();
+        let files = runc.map(|runc| Files::new(runc, &request.exec_id));
+        let tool = match runc.zip(files.as_ref()) {
+            Some((runc, files)) => ordinary(runc, files, &spec)?,
             None => {
                 let machine = container.machine(Action::Exec)?.vmm.machine();
                 in_machine(program.args, machine)?
@@ -151,6 +192,7 @@ impl Exec {
             process: OnceLock::new(),
             terminal: OnceLock::new(),
             input: Mutex::default(),
+            files,
             changes: tokio::sync::Mutex::default(),
         })
     }
@@ -184,6 +226,8 @@ impl Exec {
                 .iter()
                 .map(|folder| folder.join("cgroup.procs"))
                 .collect(),
+            // Where the group's memory runs out, clients go before the machine.
+            oom_score: Some(1000),
             tool: Some(tool),
             ..Plan::default()
         };
@@ -228,8 +272,8 @@ impl Exec {
         *input = Some(passing.abort_handle());
     }
 
-    /// Nothing more comes from its client.
-    pub fn close_input(&self) {
+    /// It reads no more of what comes from its client.
+    fn close_input(&self) {
         let handle = self
             .input
             .lock()
@@ -274,7 +318,13 @@ impl Exec {
                 format!("There is no signal {signal}"),
             )
         })?;
-        if process.is_alive() {
+        if number == Signal::SIGKILL
+            && let Some(program) = self.files.as_ref().and_then(Files::program)
+            && process.is_alive()
+        {
+            // runc can't pass this one on. It ends after its program.
+            program.kill();
+        } else if process.is_alive() {
             kill(Pid::from_raw(process.pid), number)
                 .map_err(|error| CallError::new(Code::Unknown, error.to_string()))?;
         }
@@ -362,13 +412,12 @@ fn in_machine(words: Vec<String>, machine: &str) -> Result<Tool, CallError> {
 
 /// What to run for a program of an ordinary container, but for its streams: runc, which is told of it
 /// by a file.
-fn ordinary(runc: &Runc, id: &str, spec: &[u8]) -> Result<Tool, CallError> {
-    let file = runc.bundle.join(format!("exec-{id}.json"));
-    write_private(&file, spec).map_err(|error| failed("a description", &error))?;
+fn ordinary(runc: &Runc, files: &Files, spec: &[u8]) -> Result<Tool, CallError> {
+    write_private(&files.description, spec).map_err(|error| failed("a description", &error))?;
     Ok(Tool {
         program: runc.program.clone(),
         name: "runc".to_owned(),
-        arguments: runc.exec(&file),
+        arguments: runc.exec(&files.description, &files.pid),
         ..Tool::default()
     })
 }
@@ -404,6 +453,8 @@ impl Tasks {
         let _changing = container.changes.lock().await;
         container.state().allows(Action::Exec)?;
         let (container_id, exec_id) = (request.id.clone(), request.exec_id.clone());
+        // Before files of the same name are written.
+        container.execs.check_new(&exec_id)?;
         let exec = Exec::new(request, &container)?;
         self.look(&container).await;
         if container.state() == State::Paused && !exec.is_control() {
@@ -412,7 +463,7 @@ impl Tasks {
             );
             return Err(CallError::new(Code::FailedPrecondition, message));
         }
-        container.execs.add(exec)?;
+        container.execs.add(exec);
         self.events().tell(&Event::ExecAdded(TaskExecAdded {
             container_id,
             exec_id,
@@ -431,6 +482,8 @@ impl Tasks {
         // A container whose end is told starts no more.
         let _changing = container.changes.lock().await;
         let _starting = exec.changes.lock().await;
+        // One that was deleted meanwhile would be nobody's.
+        container.execs.get(exec_id)?;
         container.state().allows(Action::Exec)?;
         exec.stage.get().allows(Action::Start)?;
         // runc goes into the container's group when it has what it needs of its own.

@@ -85,6 +85,10 @@ impl Tasks {
     /// When it can't be made; nothing is left of it.
     pub async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<u32, CallError> {
         let creation = self.creation.lock().await;
+        if *self.shutdown.borrow() {
+            let message = "The shim of the container's pod is ending";
+            return Err(CallError::new(Code::FailedPrecondition, message));
+        }
         let id = request.id.clone();
         if self.containers().contains_key(&id) {
             let message = format!("There is a container {id} already");
@@ -157,6 +161,10 @@ impl Tasks {
     ///
     /// When there is none, it runs, or something can't be removed.
     pub async fn delete(&self, id: &str) -> Result<(u32, Exit), CallError> {
+        if self.get(id).is_err() {
+            // It may be about to be made, by a call whose caller has given up.
+            drop(self.creation.lock().await);
+        }
         let container = self.get(id)?;
         {
             // Whoever starts it has done so, or finds it ended.
@@ -170,10 +178,8 @@ impl Tasks {
         // Somebody else may have been faster.
         self.get(id)?;
         let bundle = container.request.bundle.as_ref();
-        container
-            .record
-            .clear(bundle)
-            .map_err(|error| CallError::new(Code::Unknown, crate::chain(error.as_ref())))?;
+        let cleared = container.record.clear_aside(bundle).await;
+        cleared.map_err(|error| CallError::new(Code::Unknown, crate::chain(error.as_ref())))?;
         self.containers().remove(id);
         let pid = container.process.id();
         self.events.tell(&Event::Delete(TaskDelete {
@@ -267,22 +273,28 @@ impl Tasks {
     }
 
     /// Ends the daemon, unless there are containers left; those are ended too if it must be `now`.
-    pub fn shut_down(&self, now: bool) {
+    pub async fn shut_down(&self, now: bool) {
+        let _creation = self.creation.lock().await;
         let left: Vec<_> = self.containers().values().cloned().collect();
         if !left.is_empty() && !now {
             return;
         }
         for container in left {
-            let _ = container.record.clear(container.request.bundle.as_ref());
+            let bundle = container.request.bundle.as_ref();
+            let _ = container.record.clear_aside(bundle).await;
         }
         self.shutdown.send_replace(true);
     }
 
-    /// Returns when the daemon is to end, and all events are sent.
-    pub async fn finished(&self) {
+    /// Returns when the daemon is to end.
+    pub async fn stopping(&self) {
         let mut shutdown = self.shutdown.subscribe();
         // The sender is here, so it can't be gone.
         let _ = shutdown.wait_for(|shutdown| *shutdown).await;
+    }
+
+    /// Returns when all events are sent.
+    pub async fn sent(&self) {
         self.events.sent().await;
     }
 }

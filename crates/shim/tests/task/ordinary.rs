@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use edgevmm_shim::proto::task::{CreateRequest, ExecRequest, Mount};
+use edgevmm_shim::proto::task::{CreateRequest, ExecRequest, KillRequest, Mount};
 use edgevmm_shim::ttrpc::Answer;
 use serde_json::json;
 
@@ -92,22 +92,53 @@ async fn start(shim: &Shim, output: &Path) {
     eventually("it does not run", || said() == "ready 1\n").await;
 }
 
-/// It runs, runs programs of clients, is asked to end, and leaves nothing behind.
-pub async fn lives_and_ends(shim: &Shim) {
-    let output = create(shim).await;
-    start(shim, &output).await;
+/// Has a client's program run.
+async fn exec(shim: &Shim, id: &str, script: &str) {
     let request = ExecRequest {
         id: "b".to_owned(),
-        exec_id: "e1".to_owned(),
+        exec_id: id.to_owned(),
         spec: Some(prost_types::Any {
             type_url: String::new(),
-            value: program("exit 4").to_string().into_bytes(),
+            value: program(script).to_string().into_bytes(),
         }),
         ..ExecRequest::default()
     };
     shim.call("Exec", &request).await.unwrap();
-    shim.call("Start", &process("b", "e1")).await.unwrap();
+    shim.call("Start", &process("b", id)).await.unwrap();
+}
+
+/// A client's program that is killed does not go on without the client, and what runc was told of
+/// programs is gone with them.
+async fn programs_end(shim: &Shim) {
+    exec(shim, "e1", "exit 4").await;
     assert_eq!(shim.wait("b", "e1").await, Ok(4));
+    exec(shim, "e2", "exec sleep 1000").await;
+    let bundle = shim.bundle_path("b");
+    let inner = || fs::read_to_string(bundle.join("exec-e2.pid")).unwrap_or_default();
+    eventually("it does not run", || !inner().is_empty()).await;
+    let inner = format!("/proc/{}", inner().trim());
+    let request = KillRequest {
+        id: "b".to_owned(),
+        exec_id: "e2".to_owned(),
+        signal: 9,
+        ..KillRequest::default()
+    };
+    shim.call("Kill", &request).await.unwrap();
+    assert_eq!(shim.wait("b", "e2").await, Ok(137));
+    eventually("it goes on", || !Path::new(&inner).exists()).await;
+    for id in ["e1", "e2"] {
+        shim.call("Delete", &process("b", id)).await.unwrap();
+    }
+    let files = fs::read_dir(&bundle).unwrap().flatten();
+    let left = files.filter(|file| file.file_name().to_string_lossy().starts_with("exec-"));
+    assert_eq!(left.count(), 0);
+}
+
+/// It runs, runs programs of clients, is asked to end, and leaves nothing behind.
+pub async fn lives_and_ends(shim: &Shim) {
+    let output = create(shim).await;
+    start(shim, &output).await;
+    programs_end(shim).await;
     let (_, first) = shim.pids("b").await;
     shim.kill("b", 15).await.unwrap();
     assert_eq!(shim.wait("b", "").await, Ok(3));
