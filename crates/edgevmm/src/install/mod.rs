@@ -30,6 +30,10 @@ pub const SHIM: &str = "containerd-shim-edgevmm-v1";
 pub const K3S: &str = "var/lib/rancher/k3s";
 /// containerd's configuration.
 pub const CONTAINERD: &str = "etc/containerd/config.toml";
+/// What k3s applies when it starts, below its folder.
+const MANIFEST: &str = "server/manifests/edgevmm.yaml";
+/// First line of the manifest, as long as it is ours.
+const MANIFEST_MARK: &str = "# written by edgevmm install\n";
 /// Where machines of pods have their sockets.
 const MACHINES: &str = "run/edgevmm";
 
@@ -59,7 +63,7 @@ pub struct TargetArgs {
     #[arg(long)]
     pub containerd: bool,
     /// Folder of the programs
-    #[arg(long, value_name = "FOLDER", default_value = "/usr/local/bin")]
+    #[arg(long, value_name = "FOLDER", default_value = "/usr/local/bin", value_parser = absolute)]
     pub bin_dir: PathBuf,
     /// Tell what would be changed and change nothing
     #[arg(long)]
@@ -70,6 +74,14 @@ pub struct TargetArgs {
     /// Folder that stands for the host's root
     #[arg(long, value_name = "FOLDER", default_value = "/", hide = true)]
     pub root: PathBuf,
+}
+
+/// A folder as containerd is told it, which may be started anywhere.
+fn absolute(path: &str) -> Result<PathBuf, &'static str> {
+    let path = PathBuf::from(path);
+    path.is_absolute()
+        .then_some(path)
+        .ok_or("it must begin with a slash")
 }
 
 /// Who runs the containers.
@@ -105,11 +117,9 @@ pub fn install(args: &InstallArgs) -> Outcome {
     match target {
         Target::K3s => {
             plan.k3s(&args.target.root, &shim)?;
-            let server = args.target.root.join(K3S).join("server/manifests");
-            if server.is_dir() {
-                let path = server.join("edgevmm.yaml");
-                plan.changes
-                    .push(Change::write(&path, class.into_bytes(), 0o600)?);
+            let manifest = args.target.root.join(K3S).join(MANIFEST);
+            if manifest.parent().is_some_and(Path::is_dir) {
+                plan.manifest(&manifest, &class)?;
             } else {
                 plan.next.push(CLASS_NEXT.to_owned());
             }
@@ -155,8 +165,10 @@ pub fn uninstall(args: &TargetArgs) -> Outcome {
             ] {
                 plan.take_out(&folder.join(name))?;
             }
-            plan.changes
-                .extend(Change::remove(&k3s.join("server/manifests/edgevmm.yaml")));
+            let manifest = k3s.join(MANIFEST);
+            if is_our_manifest(&manifest)? {
+                plan.changes.extend(Change::remove(&manifest));
+            }
         }
         Target::Containerd => {
             let path = args.root.join(CONTAINERD);
@@ -173,6 +185,11 @@ pub fn uninstall(args: &TargetArgs) -> Outcome {
         programs.filter_map(|name| Change::remove(&args.below(&args.bin_dir).join(name)));
     plan.changes.extend(programs);
     plan.carry_out(args, target)
+}
+
+/// Whether there is a manifest that [`install`] wrote.
+fn is_our_manifest(path: &Path) -> anyhow::Result<bool> {
+    Ok(read(path)?.is_some_and(|text| text.starts_with(MANIFEST_MARK.as_bytes())))
 }
 
 impl TargetArgs {
@@ -224,10 +241,8 @@ impl Plan {
         let written = read_text(&folder.join("config.toml"))?.unwrap_or_default();
         if runtime::drop_ins(&written).is_some_and(|path| path.ends_with("config-v3.toml.d")) {
             let path = folder.join("config-v3.toml.d/edgevmm.toml");
-            let text = runtime::drop_in(shim);
-            self.changes
-                .push(Change::write(&path, text.into_bytes(), 0o644)?);
-            return Ok(());
+            let text = runtime::drop_in(&read_text(&path)?.unwrap_or_default(), shim);
+            return self.edit(&path, text);
         }
         let v2 = (folder.join("config.toml.tmpl"), Version::V2);
         let v3 = (folder.join("config-v3.toml.tmpl"), Version::V3);
@@ -259,7 +274,19 @@ impl Plan {
             let error = anyhow!("{} has no `version = 2` or 3 at its top", path.display());
             Failure::host(error).hint("`containerd config migrate` makes a newer one of it")
         })?;
-        self.edit(path, runtime::with_block(&text, version, shim))
+        self.edit(path, runtime::configuration(&text, version, shim))
+    }
+
+    /// Has k3s apply `class`.
+    fn manifest(&mut self, path: &Path, class: &str) -> Result<(), Failure> {
+        if path.symlink_metadata().is_ok() && !is_our_manifest(path)? {
+            let error = anyhow!("{} is not this program's", path.display());
+            return Err(Failure::host(error).hint("move it away, or give it another name"));
+        }
+        let text = format!("{MANIFEST_MARK}{class}");
+        self.changes
+            .push(Change::write(path, text.into_bytes(), 0o600)?);
+        Ok(())
     }
 
     fn edit(

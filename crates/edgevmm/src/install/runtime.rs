@@ -31,7 +31,7 @@ pub enum EditError {
     )]
     Unclosed,
     /// Somebody has written the same by hand.
-    #[error("There is a runtime `edgevmm` in it already, not between our marks: remove it first")]
+    #[error("It has lines for `edgevmm` already that are not between our marks: remove them first")]
     Foreign,
 }
 
@@ -67,10 +67,30 @@ pub fn table(version: Version, shim: &Path) -> String {
     )
 }
 
-/// A file that is a drop-in as a whole.
-pub fn drop_in(shim: &Path) -> String {
+/// The default runtime of containerd, as it is where no configuration names any.
+///
+/// containerd 1.x replaces its default map of runtimes by that of a configuration, rather than merging
+/// them: where ours were the only one named there would be no `runc`, and the CRI plugin does not
+/// start without its default runtime.
+fn default_runtime() -> String {
+    let plugin = Version::V2.plugin();
+    format!(
+        "[plugins.\"{plugin}\".containerd.runtimes.runc]\n  \
+         runtime_type = \"io.containerd.runc.v2\"\n"
+    )
+}
+
+/// A drop-in, in place of the `text` of an older one.
+///
+/// # Errors
+///
+/// When there is more in the text than we write, or half a block.
+pub fn drop_in(text: &str, shim: &Path) -> Result<String, EditError> {
+    if !without_block(text)?.trim().is_empty() {
+        return Err(EditError::Foreign);
+    }
     let table = table(Version::V3, shim);
-    format!("{BEGIN}\nversion = 3\n{table}{END}\n")
+    Ok(format!("{BEGIN}\nversion = 3\n{table}{END}\n"))
 }
 
 /// A template for k3s.
@@ -85,12 +105,30 @@ pub fn rest(text: &str) -> Option<&str> {
     (!own.contains(&text)).then_some(text)
 }
 
+/// A configuration that containerd reads as it is, with our block at its end.
+///
+/// # Errors
+///
+/// As [`with_block`].
+pub fn configuration(text: &str, version: Version, shim: &Path) -> Result<String, EditError> {
+    let names_some = without_block(text)?.lines().any(is_among_runtimes);
+    let mut tables = table(version, shim);
+    if version == Version::V2 && !names_some {
+        tables += &default_runtime();
+    }
+    with_tables(text, &tables)
+}
+
 /// The text with our block at its end, in place of an older one.
 ///
 /// # Errors
 ///
 /// When the text has such a runtime already, or half a block.
 pub fn with_block(text: &str, version: Version, shim: &Path) -> Result<String, EditError> {
+    with_tables(text, &table(version, shim))
+}
+
+fn with_tables(text: &str, tables: &str) -> Result<String, EditError> {
     let mut text = without_block(text)?;
     let foreign = text.lines().any(|line| is_runtime(line.trim()));
     if foreign {
@@ -99,8 +137,7 @@ pub fn with_block(text: &str, version: Version, shim: &Path) -> Result<String, E
     if !text.is_empty() && !text.ends_with('\n') {
         text.push('\n');
     }
-    let table = table(version, shim);
-    Ok(format!("{text}{BEGIN}\n{table}{END}\n"))
+    Ok(format!("{text}{BEGIN}\n{tables}{END}\n"))
 }
 
 /// The text without our block.
@@ -176,6 +213,16 @@ fn is_runtime(line: &str) -> bool {
     line.starts_with('[') && ends.iter().any(|end| line.ends_with(end))
 }
 
+/// Whether a line begins the table of any runtime, or that of all of them.
+fn is_among_runtimes(line: &str) -> bool {
+    let line = line.trim();
+    let table = line.strip_prefix('[').and_then(|line| line.split_once(']'));
+    table.is_some_and(|(name, _)| {
+        let name = name.trim();
+        name.contains(".containerd.runtimes.") || name.ends_with(".containerd.runtimes")
+    })
+}
+
 /// The value of a key that stands on one line before all tables.
 fn top_level<'t>(text: &'t str, key: &str) -> Option<&'t str> {
     let lines = text.lines().map(str::trim);
@@ -215,7 +262,38 @@ mod tests {
             (None, None)
         );
         assert_eq!(without_block(&with).unwrap(), format!("{own}\n"));
-        assert_eq!(without_block(&drop_in(Path::new(SHIM))).unwrap(), "");
+        let drop_in = drop_in("", Path::new(SHIM)).unwrap();
+        assert_eq!(without_block(&drop_in).unwrap(), "");
+    }
+
+    #[test]
+    fn the_default_runtime_stays_one() {
+        let runc = "containerd.runtimes.runc]\n  runtime_type = \"io.containerd.runc.v2\"";
+        let has_runc = |text: &str, version| {
+            let with = configuration(text, version, Path::new(SHIM)).unwrap();
+            assert_eq!(shim_in(&with), Some(SHIM));
+            let again = configuration(&with, version, Path::new(SHIM));
+            assert_eq!(again.as_ref(), Ok(&with));
+            with.contains(runc)
+        };
+        let cri = "[plugins.\"io.containerd.grpc.v1.cri\"";
+        for none in [
+            "version = 2\n",
+            &format!("{cri}.cni]\n  bin_dir = \"/usr/lib/cni\"\n"),
+            &format!("# {cri}.containerd.runtimes.runc]\n"),
+        ] {
+            assert!(has_runc(none, Version::V2), "{none}");
+            assert!(!has_runc(none, Version::V3), "{none}");
+        }
+        for some in [
+            format!("{cri}.containerd.runtimes]\n"),
+            format!("  {cri}.containerd.runtimes.runc] # mine\n"),
+            "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.nvidia.options]".to_owned(),
+        ] {
+            assert!(!has_runc(&some, Version::V2), "{some}");
+        }
+        let template = template(Version::V2, Path::new(SHIM)).unwrap();
+        assert!(!template.contains(runc));
     }
 
     #[test]
@@ -227,6 +305,10 @@ mod tests {
             let result = with_block(table, Version::V3, Path::new(SHIM));
             assert_eq!(result, Err(EditError::Foreign));
         }
+        let own = drop_in("", Path::new(SHIM)).unwrap();
+        assert_eq!(drop_in(&own, Path::new(SHIM)).as_ref(), Ok(&own));
+        let more = format!("{own}[debug]\n");
+        assert_eq!(drop_in(&more, Path::new(SHIM)), Err(EditError::Foreign));
         let half = "# BEGIN edgevmm\n[a]\n";
         assert_eq!(without_block(half), Err(EditError::Unclosed));
         assert_eq!(rest("version = 2\n"), None);

@@ -146,3 +146,42 @@ fn what_is_missing_or_foreign_is_told_before_anything_is_changed() {
     let class = runtime_class(&["edgevmm.io/kvm=true".to_owned()]).unwrap();
     assert!(class.ends_with("    edgevmm.io/kvm: \"true\"\n"), "{class}");
 }
+
+#[test]
+fn what_others_gave_our_names_is_left_alone() {
+    let (root, mut args) = host();
+    args.k3s = true;
+    let k3s = root.path().join(K3S);
+    let (manifest, folder) = (k3s.join(MANIFEST), k3s.join("agent/etc/containerd"));
+    let drop_in = folder.join("config-v3.toml.d/edgevmm.toml");
+    for path in [&manifest, &drop_in] {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+    }
+    let imports = "version = 3\nimports = [\"/x/config-v3.toml.d/*.toml\"]\n";
+    fs::write(folder.join("config.toml"), imports).unwrap();
+    let theirs = "# theirs\n";
+    fs::write(&manifest, theirs).unwrap();
+    fs::write(&drop_in, "[debug]\n").unwrap();
+    let mut plan = Plan::default();
+    plan.manifest(&manifest, "a: b\n").unwrap_err();
+    plan.k3s(&args.root, Path::new("/s")).unwrap_err();
+    assert_eq!(plan.changes, []);
+    uninstall(&args).unwrap();
+    assert_eq!(fs::read_to_string(&manifest).unwrap(), theirs);
+    assert!(drop_in.exists());
+
+    fs::remove_file(&manifest).unwrap();
+    for class in ["a: b\n", "a: c\n"] {
+        put_in(&args, |plan| plan.manifest(&manifest, class));
+        let text = fs::read_to_string(&manifest).unwrap();
+        assert_eq!(text, format!("# written by edgevmm install\n{class}"));
+    }
+    uninstall(&args).unwrap();
+    assert!(!manifest.exists());
+}
+
+#[test]
+fn programs_are_where_containerd_finds_them_from_anywhere() {
+    assert_eq!(absolute("/opt/bin"), Ok("/opt/bin".into()));
+    absolute("opt/bin").unwrap_err();
+}
