@@ -5,8 +5,12 @@
 //! every tool names them: `NAME-flat.vmdk`, `NAME-s001.vmdk` and `NAME-f001.vmdk` for `NAME.vmdk`.
 
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 
 use super::read_descriptor;
 use crate::formats::range::FileRange;
@@ -77,16 +81,27 @@ fn without_ending(name: &str) -> Option<&str> {
     (ending.eq_ignore_ascii_case(".vmdk") && !stem.is_empty()).then_some(stem)
 }
 
-/// Opens the regular file `name` in the directory of `path`, following no link.
+/// Opens for reading the file at `path`, which has been freed of links and is not to have any: others
+/// may have made one of a folder since. Kernels before 5.6 can look at the last part of the path only.
+fn open_without_links(path: &Path) -> io::Result<File> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    match openat2(AT_FDCWD, path, how) {
+        Err(Errno::ENOSYS) => OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path),
+        result => Ok(result?.into()),
+    }
+}
+
+/// Opens the regular file `name` in the directory of `path`, which is canonical, following no link.
 fn open_beside(path: &Path, name: &str) -> Result<DataFile, BlockError> {
     let path = path.with_file_name(name);
     let path_hint = path.display().to_string();
     let not_a_disk = |path, kind| BlockError::NotADisk { path, kind };
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(&path);
-    let file = match opened {
+    let file = match open_without_links(&path) {
         Ok(file) => file,
         Err(err) if err.raw_os_error() == Some(libc::ELOOP) => {
             return Err(not_a_disk(
@@ -113,7 +128,28 @@ fn open_beside(path: &Path, name: &str) -> Result<DataFile, BlockError> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn no_link_leads_to_another_file() {
+        let root = tempfile::tempdir().unwrap();
+        // The temporary folder may be reached by a link itself.
+        let root = root.path().canonicalize().unwrap();
+        std::fs::create_dir(root.join("real")).unwrap();
+        std::fs::write(root.join("real/a-flat.vmdk"), "data").unwrap();
+        std::os::unix::fs::symlink("real", root.join("link")).unwrap();
+        std::os::unix::fs::symlink("a-flat.vmdk", root.join("real/b-flat.vmdk")).unwrap();
+        let open = |path: &str, name| open_beside(&root.join(path), name);
+        open("real/a.vmdk", "a-flat.vmdk").unwrap();
+        for (path, name) in [
+            ("link/a.vmdk", "a-flat.vmdk"),
+            ("real/b.vmdk", "b-flat.vmdk"),
+        ] {
+            let error = open(path, name).unwrap_err();
+            assert!(matches!(error, BlockError::NotADisk { .. }), "{error}");
+        }
+    }
 
     #[test]
     fn only_names_that_follow_from_the_own_belong() {
