@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 /// What is done about links.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +84,15 @@ impl Folder {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
         let how = how(flags, Links::Refuse).mode(Mode::S_IRUSR | Mode::S_IWUSR);
         Ok(openat2(&self.fd, name, how)?.into())
+    }
+
+    /// Removes a file; its name has no path in it.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or it can't be removed.
+    pub fn remove(&self, name: &str) -> io::Result<()> {
+        Ok(unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir)?)
     }
 
     /// Names of what is in it, in their order.

@@ -1,13 +1,14 @@
 //! The disk image in a volume that is a folder.
 
 use std::ffi::OsStr;
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::path::Path;
 
 use edgevmm_config::{ByteSize, DiskConfig, DiskFormat};
 
 use super::{Given, Over, Volume, VolumeError, serial};
-use crate::beneath::{Folder, Links};
+use crate::beneath::{Folder, Links, path_of};
 
 /// The image that is used whatever others there are: KubeVirt's.
 const DISK: &str = "disk.img";
@@ -32,10 +33,15 @@ pub(super) fn disk(
         result => result.map_err(|error| volume.failed(error))?,
     };
     let (file, format) = match (find(volume, &top)?, size) {
-        (Some(found), _) => found,
+        (Some(found), None) => found,
+        (Some(found), Some(size)) => {
+            if found.0 == DISK {
+                finish(&top, size).map_err(|error| volume.failed(error))?;
+            }
+            found
+        }
         (None, Some(size)) => {
-            let made = top.create(DISK).and_then(|file| file.set_len(size.0));
-            made.map_err(|error| volume.failed(error))?;
+            make(&top, size).map_err(|error| volume.failed(error))?;
             (DISK.to_owned(), DiskFormat::Raw)
         }
         (None, None) => {
@@ -61,6 +67,25 @@ pub(super) fn disk(
         given.push(overlay);
     }
     Ok((disk, given))
+}
+
+/// Makes an empty disk, or nothing.
+fn make(top: &Folder, size: ByteSize) -> io::Result<()> {
+    let sized = top.create(DISK)?.set_len(size.0);
+    if sized.is_err() {
+        let _ = top.remove(DISK);
+    }
+    sized
+}
+
+/// Gives the disk its size if whoever made it was ended before that.
+fn finish(top: &Folder, size: ByteSize) -> io::Result<()> {
+    let disk = top.regular(Path::new(DISK), Links::Refuse)?;
+    if fs::metadata(path_of(&disk))?.len() > 0 {
+        return Ok(());
+    }
+    let disk = OpenOptions::new().write(true).open(path_of(&disk))?;
+    disk.set_len(size.0)
 }
 
 /// The image at the top of a volume. Its format is told by its name alone: what a guest writes to its

@@ -213,7 +213,11 @@ impl<'a> Volume<'a> {
             source: &mount.source,
             place,
             from_api: FROM_API.contains(&kind),
-            read_only: mount.options.iter().any(|option| option == "ro"),
+            // The second is of the mounts below it, too.
+            read_only: mount
+                .options
+                .iter()
+                .any(|option| option == "ro" || option == "rro"),
         }
     }
 

@@ -136,8 +136,10 @@ fn the_image_in_a_claim_is_its_disk() {
     assert!(error.contains("(other.raw, till.qcow2)"), "{error}");
     fs::write(source.join("disk.img"), "x").unwrap();
     assert_eq!(pod.attach().unwrap().given[0].file, "disk.img");
-    pod.spec.mounts[0].options = vec!["ro".to_owned()];
-    assert!(pod.attach().unwrap().disks[0].ro);
+    for option in ["ro", "rro"] {
+        pod.spec.mounts[0].options = vec!["rbind".to_owned(), option.to_owned()];
+        assert!(pod.attach().unwrap().disks[0].ro, "{option}");
+    }
     fs::remove_file(source.join("disk.img")).unwrap();
     symlink("/etc/passwd", source.join("disk.img")).unwrap();
     let error = pod.refused();
@@ -163,9 +165,16 @@ fn a_format_that_is_only_read_keeps_writes_beside_it() {
 fn an_empty_disk_is_made_once_when_asked_for() {
     let mut pod = Pod::new();
     let source = pod.mount("empty-dir", "scratch", "/s");
+    let disk = source.join("disk.img");
+    pod.annotations.create_disk = vec![("scratch".to_owned(), ByteSize(u64::MAX))];
+    pod.refused();
+    assert!(!disk.exists());
     pod.annotations.create_disk = vec![("scratch".to_owned(), ByteSize::mib(64))];
     pod.attach().unwrap();
-    let disk = source.join("disk.img");
+    assert_eq!(fs::metadata(&disk).unwrap().len(), 64 << 20);
+    // As it is left by one that was killed.
+    fs::write(&disk, "").unwrap();
+    pod.attach().unwrap();
     assert_eq!(fs::metadata(&disk).unwrap().len(), 64 << 20);
     fs::write(&disk, "kept").unwrap();
     pod.attach().unwrap();
