@@ -125,7 +125,7 @@ impl Interface {
     /// What a guest that takes the place of this interface is told. `None` without an address: the
     /// guest's questions go to the network then.
     pub fn lease(&self, resolver: &Resolver) -> Option<LeaseConfig> {
-        let address = *self.addresses.first()?;
+        let mut address = *self.addresses.first()?;
         let mask = u32::MAX.checked_shl(32 - u32::from(address.prefix.min(32)));
         let network = address.address.to_bits() & mask.unwrap_or(0);
         let own = |route: &&RouteConfig| {
@@ -135,10 +135,18 @@ impl Interface {
         };
         let more = self.routes.iter().filter(|route| !own(route));
         let more = more.filter(|route| route.network.prefix > 0);
+        let mut routes: Vec<_> = more.copied().collect();
+        // A gateway is reached by one of those without, which a guest must know before.
+        routes.sort_by_key(|route| route.gateway.is_some());
+        if !self.routes.iter().any(|route| own(&route)) {
+            // The others of its network are reached by a gateway, as plugins like `ptp` have it: a guest
+            // that were told of the network would ask for their MAC addresses in vain.
+            address.prefix = 32;
+        }
         Some(LeaseConfig {
             address,
             gateway: self.gateway(),
-            routes: more.copied().collect(),
+            routes,
             dns: resolver.servers.clone(),
             search: resolver.search.clone(),
             hostname: resolver.hostname.clone(),
@@ -161,8 +169,8 @@ eth0\t00012A0A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
 *\t000AFEA9\t00000000\t0200\t0\t0\t0\t00FFFFFF\t0\t0\t0
 eth0\tzz\t\n";
 
-    fn interface(name: &str, address: &str) -> Interface {
-        let routes = parse_routes(TEXT).into_iter();
+    fn interface(text: &str, name: &str, address: &str) -> Interface {
+        let routes = parse_routes(text).into_iter();
         let own = routes.filter(|(of, _)| of == name);
         Interface {
             name: name.to_owned(),
@@ -179,16 +187,34 @@ eth0\tzz\t\n";
             .map(|route| route.0)
             .collect();
         assert_eq!(names, ["eth0", "eth0", "eth0", "net1"]);
-        let lease = interface("eth0", "10.42.1.7/24")
+        let lease = interface(TEXT, "eth0", "10.42.1.7/24")
             .lease(&Resolver::default())
             .unwrap();
         assert_eq!(lease.gateway, Some(Ipv4Addr::new(10, 42, 1, 1)));
+        assert_eq!(lease.address.prefix, 24);
         assert_eq!(lease.routes, ["10.42.0.0/16@10.42.1.1".parse().unwrap()]);
         // A route to a gateway outside of the own network stays.
-        let lease = interface("eth0", "10.42.1.7/32")
+        let lease = interface(TEXT, "eth0", "10.42.1.7/32")
             .lease(&Resolver::default())
             .unwrap();
         assert!(lease.routes.contains(&"10.42.1.0/24".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_network_behind_a_gateway_is_not_the_own() {
+        // As the plugin `ptp` leaves it.
+        let text = "\
+eth0\t00000000\t0100F40A\t0003\t0\t0\t0\t00000000\t0\t0\t0
+eth0\t0000F40A\t0100F40A\t0003\t0\t0\t0\t00FFFFFF\t0\t0\t0
+eth0\t0100F40A\t00000000\t0005\t0\t0\t0\tFFFFFFFF\t0\t0\t0
+";
+        let lease = interface(text, "eth0", "10.244.0.5/24")
+            .lease(&Resolver::default())
+            .unwrap();
+        assert_eq!(lease.address, "10.244.0.5/32".parse().unwrap());
+        assert_eq!(lease.gateway, Some(Ipv4Addr::new(10, 244, 0, 1)));
+        let routes = ["10.244.0.1/32", "10.244.0.0/24@10.244.0.1"];
+        assert_eq!(lease.routes, routes.map(|route| route.parse().unwrap()));
     }
 
     #[test]

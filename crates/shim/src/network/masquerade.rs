@@ -12,7 +12,8 @@ use super::{NetworkError, Place, link, local};
 
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 1);
-const PREFIX: u8 = 24;
+/// No more than the two, as others may have addresses close to them.
+const PREFIX: u8 = 30;
 const WHAT: &str = "translate addresses";
 const NEEDS: &str = "the kernel needs nft_chain_nat, nft_nat and nft_masq";
 

@@ -203,7 +203,8 @@ fn is_ours(interface: &Interface) -> bool {
     rest.is_some_and(|rest| rest.bytes().all(|digit| digit.is_ascii_digit()))
 }
 
-/// Removes what an earlier machine had in the namespace.
+/// Removes what an earlier machine had in the namespace. Its taps are what it is known by, so they
+/// are the last to go.
 fn clear(
     kernel: &mut Socket,
     old: &[Interface],
@@ -212,11 +213,13 @@ fn clear(
     if old.is_empty() {
         return Ok(());
     }
-    let delete = old.iter().map(|tap| link::delete(tap.index));
+    // Without nf_tables there are no rules either.
+    let _ = nft::remove();
     let filters = interfaces
         .iter()
         .map(|nic| traffic::delete_filters(nic.index));
-    for message in delete.chain(filters) {
+    let delete = old.iter().map(|tap| link::delete(tap.index));
+    for message in filters.chain(delete) {
         link::unless_gone(kernel, message).map_err(NetworkError::Facts)?;
     }
     Ok(())

@@ -97,20 +97,20 @@ pub fn replace(rules: &[Rule]) -> io::Result<()> {
     Socket::netfilter()?.send(batch(rules))
 }
 
+/// Removes all rules of ours, if there are any, from the network namespace of the caller.
+///
+/// # Errors
+///
+/// When the kernel has no nf_tables.
+pub fn remove() -> io::Result<()> {
+    let [create, delete] = without_table(ACK);
+    Socket::netfilter()?.send([border(BATCH_BEGIN), create, delete, border(BATCH_END)])
+}
+
 fn batch(rules: &[Rule]) -> Vec<Message> {
-    let table = |kind, flags| {
-        let mut message = Message::new(kind, flags, &header(INET, 0));
-        message.add_text(1, TABLE);
-        message
-    };
-    let border = |kind| Message::new(kind, 0, &header(0, SUBSYSTEM));
-    // One that is not there can't be deleted.
-    let mut messages = vec![
-        border(BATCH_BEGIN),
-        table(NEW_TABLE, CREATE),
-        table(DELETE_TABLE, 0),
-        table(NEW_TABLE, CREATE),
-    ];
+    let mut messages = vec![border(BATCH_BEGIN)];
+    messages.extend(without_table(0));
+    messages.push(table(NEW_TABLE, CREATE));
     let used = |chain: &Chain| rules.iter().any(|rule| rule.0 == *chain);
     messages.extend(Chain::ALL.into_iter().filter(used).map(new_chain));
     let last = rules.len().saturating_sub(1);
@@ -121,6 +121,21 @@ fn batch(rules: &[Rule]) -> Vec<Message> {
     }));
     messages.push(border(BATCH_END));
     messages
+}
+
+/// Removes the table. One that is not there can't be deleted, so it is made before.
+fn without_table(flags: u16) -> [Message; 2] {
+    [table(NEW_TABLE, CREATE), table(DELETE_TABLE, flags)]
+}
+
+fn table(kind: u16, flags: u16) -> Message {
+    let mut message = Message::new(kind, flags, &header(INET, 0));
+    message.add_text(1, TABLE);
+    message
+}
+
+fn border(kind: u16) -> Message {
+    Message::new(kind, 0, &header(0, SUBSYSTEM))
 }
 
 /// The header of messages of netfilter (`nfgenmsg`).

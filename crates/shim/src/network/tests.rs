@@ -90,9 +90,12 @@ fn a_guest_is_behind_the_first_interface() {
                 return;
             };
             let lease = lease(&nets[0]).unwrap();
-            assert_eq!(lease.address.to_string(), "10.0.2.2/24");
+            assert_eq!(lease.address.to_string(), "10.0.2.2/30");
             assert_eq!((nets.len(), nets[0].mac), (1, None));
         }
+        // It need not be there.
+        nft::remove().unwrap();
+        nft::remove().unwrap();
     });
 }
 
