@@ -8,12 +8,17 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use nix::sys::socket::sockopt::ReceiveTimeout;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto,
+    setsockopt, socket,
 };
+use nix::sys::time::{TimeVal, TimeValLike};
 
 /// Bytes before a message's own header (`nlmsghdr`).
 const HEADER: usize = 16;
+/// Seconds that an answer may take.
+const PATIENCE: i64 = 5;
 /// Type of an answer.
 const ERROR: u16 = 2;
 /// Flags of a request.
@@ -115,6 +120,8 @@ impl Socket {
     fn open(protocol: SockProtocol) -> io::Result<Self> {
         let (family, flags) = (AddressFamily::Netlink, SockFlag::SOCK_CLOEXEC);
         let socket = socket(family, SockType::Raw, flags, protocol)?;
+        // The kernel answers while it is asked: an answer that is not there then never comes.
+        setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(PATIENCE))?;
         let sequence = 0;
         Ok(Self { socket, sequence })
     }
