@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::thread;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 use xtask::images::{Image, Images};
 use xtask::kvm::{self, KvmVerdict};
@@ -171,6 +172,26 @@ fn install_deny(root: &Path) -> Result<()> {
 }
 
 fn end_to_end() -> Result<()> {
+    let binary = thread::scope(|scope| {
+        // Beside the rest, much of which keeps one processor busy.
+        let pods = scope.spawn(|| Pods::ensure()?.kubernetes());
+        let binary = prepare()?;
+        let Ok(kubernetes) = pods.join() else {
+            bail!("The build of Kubernetes panicked");
+        };
+        if kubernetes?.is_none() {
+            note("this distribution has no sources of Kubernetes; tests that need it will say so");
+        }
+        Ok(binary)
+    })?;
+    check(
+        "End-to-end tests",
+        tests().args(["--package", E2E]).env("EDGEVMM_BIN", binary),
+    )
+}
+
+/// Makes all that end-to-end tests need but Kubernetes, and returns the program under test.
+fn prepare() -> Result<PathBuf> {
     let binary = build::release_binary()?;
     let images = Images::of_this_user();
     for image in [
@@ -182,9 +203,6 @@ fn end_to_end() -> Result<()> {
     ] {
         images.ensure(image)?;
     }
-    if Pods::ensure()?.kubernetes()?.is_none() {
-        note("this distribution has no sources of Kubernetes; tests that need it will say so");
-    }
     match kvm::host_kvm_runs_stock_kernels() {
         KvmVerdict::Usable => note("end-to-end tests run on this host's KVM"),
         verdict => {
@@ -194,8 +212,5 @@ fn end_to_end() -> Result<()> {
             lab::ensure_lab(&Layout::of_this_user())?;
         }
     }
-    check(
-        "End-to-end tests",
-        tests().args(["--package", E2E]).env("EDGEVMM_BIN", binary),
-    )
+    Ok(binary)
 }
