@@ -1,7 +1,7 @@
 //! Which firmware a disk was made for, by its partition table alone: MBR, and GPT (UEFI 2.10,
 //! section 5).
 //!
-//! The disk is hostile: at most [`TABLE_MAX`] bytes are read beside two sectors, once, and nothing
+//! The disk is hostile: at most `TABLE_MAX` bytes are read beside two sectors, once, and nothing
 //! of it is used but types and a flag. Checksums are not looked at, as a wrong answer costs no more
 //! than a boot that fails. Left out: extended partitions, which no firmware starts from.
 
