@@ -1,6 +1,7 @@
 //! The benchmark of disks: ours against QEMU's, in one run, on this host and in a guest.
 
 pub mod cases;
+mod compare;
 mod export;
 pub mod guest;
 mod images;

@@ -8,7 +8,8 @@ use anyhow::Result;
 use super::super::chart::Chart;
 use super::super::config::Cause;
 use super::super::report::{machine, median, number, table};
-use super::cases::{self, Image, Section};
+use super::cases::{self, Section};
+use super::compare::{against_raw, behind};
 use super::native::{Contestant, Sample};
 use super::{DiskResults, Measured};
 
@@ -28,16 +29,16 @@ impl Measured {
     }
 
     /// Requests a second in the best round: whatever else the host does only takes from them.
-    fn iops(&self, of: Contestant) -> Option<f64> {
+    pub(super) fn iops(&self, of: Contestant) -> Option<f64> {
         best(self.samples.get(of.key())?.iter().flatten())
     }
 
-    fn cpu(&self, of: Contestant) -> Option<f64> {
+    pub(super) fn cpu(&self, of: Contestant) -> Option<f64> {
         self.median(of, |sample| Some(sample.cpu))
     }
 
     /// How much faster one of ours is than what QEMU has of the same kind.
-    fn ratio(&self, of: Contestant) -> Option<f64> {
+    pub(super) fn ratio(&self, of: Contestant) -> Option<f64> {
         Some(self.iops(of)? / self.iops(of.rival())?)
     }
 }
@@ -122,7 +123,7 @@ fn shown(value: Option<f64>, digits: usize) -> String {
     value.map_or_else(|| "–".to_owned(), |value| number(value, digits))
 }
 
-fn times(value: Option<f64>) -> String {
+pub(super) fn times(value: Option<f64>) -> String {
     value.map_or_else(|| "–".to_owned(), |value| format!("{value:.2} ×"))
 }
 
@@ -207,39 +208,6 @@ fn latencies(rows: &[&Measured]) -> String {
     table(&header, rows)
 }
 
-/// qcow2 to raw.
-fn against_raw(results: &DiskResults) -> String {
-    let header = [
-        "Requests a second, qcow2 to raw",
-        "edgevmm, block layer",
-        "QEMU, io_uring",
-        "edgevmm, virtio disk",
-        "QEMU, virtio disk",
-    ]
-    .map(str::to_owned);
-    let pairs = results.native.iter().filter_map(|raw| {
-        let same = |row: &&Measured| {
-            row.case.image == Image::Qcow2
-                && row.case.direct == raw.case.direct
-                && row.case.access() == raw.case.access()
-        };
-        let qcow2 = results.native.iter().find(same)?;
-        (raw.case.image == Image::Raw).then_some((raw, qcow2))
-    });
-    let rows = pairs.map(|(raw, qcow2)| {
-        let share = |of: Contestant| times(qcow2.iops(of).zip(raw.iops(of)).map(|(a, b)| a / b));
-        let cache = if raw.case.direct { "direct" } else { "cached" };
-        vec![
-            format!("{cache}: {}", raw.case.access()),
-            share(Contestant::Layer),
-            share(Contestant::Uring),
-            share(Contestant::Disk),
-            share(Contestant::Export),
-        ]
-    });
-    table(&header, rows)
-}
-
 fn guests(results: &DiskResults) -> String {
     let mut header = vec![String::new()];
     header.extend(results.guests.iter().map(|vmm| vmm.name.clone()));
@@ -285,90 +253,11 @@ fn guest_iops(vmm: &super::guest::Measured, index: usize) -> Option<f64> {
 }
 
 /// Requests a second of edgevmm's guest in a case, to those of the best of the others.
-fn guest_ratio(results: &DiskResults, index: usize) -> Option<f64> {
+pub(super) fn guest_ratio(results: &DiskResults, index: usize) -> Option<f64> {
     let iops = |vmm| guest_iops(vmm, index);
     let (own, others) = results.guests.split_first()?;
     let best = others.iter().filter_map(iops).max_by(f64::total_cmp)?;
     Some(iops(own)? / best)
-}
-
-fn behind(results: &DiskResults, causes: &[Cause]) -> String {
-    let mut rows = rows_behind(results);
-    if rows.is_empty() {
-        return "In no row.\n".to_owned();
-    }
-    let mut text = String::from(
-        "On a busy host a row may be behind because of what else ran: then its CPU time is not, which \
-         load changes less. A row is told of at the first cause that it has.\n\n",
-    );
-    for cause in causes {
-        let of_cause = rows.extract_if(.., |row| {
-            cause.rows.iter().all(|part| row.title.contains(part))
-        });
-        tell(&mut text, &cause.cause, of_cause);
-    }
-    let waited = rows.extract_if(.., |row| row.cpu.is_some_and(|cpu| cpu < 1.0));
-    tell(
-        &mut text,
-        "With less CPU time than QEMU: what took longer was the disk, or the wait for a CPU.",
-        waited,
-    );
-    tell(&mut text, "", rows.into_iter());
-    text
-}
-
-/// A row in which we are behind.
-struct Behind {
-    title: String,
-    /// Requests a second, to QEMU's.
-    ratio: f64,
-    /// CPU time of a request, to QEMU's.
-    cpu: Option<f64>,
-}
-
-fn tell(text: &mut String, cause: &str, rows: impl Iterator<Item = Behind>) {
-    let rows = rows.map(|row| {
-        let cpu = row.cpu.map(|cpu| format!(" (CPU time {cpu:.2} ×)"));
-        let cpu = cpu.unwrap_or_default();
-        format!("{}: {:.2} ×{cpu}", row.title, row.ratio)
-    });
-    let rows: Vec<_> = rows.collect();
-    if !rows.is_empty() {
-        let line = format!("{cause} {}", rows.join("; "));
-        let _ = writeln!(text, "- {}.", line.trim_start());
-    }
-}
-
-/// What is behind QEMU, and by how much.
-fn rows_behind(results: &DiskResults) -> Vec<Behind> {
-    let mut rows = Vec::new();
-    for measured in &results.native {
-        for (contestant, who) in [
-            (Contestant::Layer, "block layer"),
-            (Contestant::Disk, "virtio disk"),
-        ] {
-            let cpu = |of| measured.cpu(of);
-            if let Some(ratio) = measured.ratio(contestant).filter(|ratio| *ratio < 1.0) {
-                rows.push(Behind {
-                    title: format!("{}, {who}", measured.case.key()),
-                    ratio,
-                    cpu: cpu(contestant)
-                        .zip(cpu(contestant.rival()))
-                        .map(|(ours, qemu)| ours / qemu),
-                });
-            }
-        }
-    }
-    for (index, case) in cases::of_guest().iter().enumerate() {
-        if let Some(ratio) = guest_ratio(results, index).filter(|ratio| *ratio < 1.0) {
-            rows.push(Behind {
-                title: format!("in a guest: {}, against the best QEMU", case.access()),
-                ratio,
-                cpu: None,
-            });
-        }
-    }
-    rows
 }
 
 fn notifications(results: &DiskResults) -> String {
