@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use xtask::bench::pods::CGROUP;
 use xtask::pods::Containerd;
 
 use crate::command::{Command, Output};
@@ -220,12 +221,14 @@ impl<'h> Cluster<'h> {
     }
 
     fn start_kubelet(&mut self) -> Result<()> {
+        let native = self.host.is_this_machine();
+        let root = if native { self.make_cgroups()? } else { "/" };
         let config = self.host.write(
             "kubelet.yaml",
             &format!(
                 "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n\
                  address: {ADDRESS}\nauthentication: {{anonymous: {{enabled: true}}, webhook: {{enabled: false}}}}\n\
-                 authorization: {{mode: AlwaysAllow}}\ncgroupDriver: cgroupfs\nfailSwapOn: false\n\
+                 authorization: {{mode: AlwaysAllow}}\ncgroupDriver: cgroupfs\ncgroupRoot: {root}\nfailSwapOn: false\n\
                  clusterDomain: cluster.local\nresolvConf: {}\nmakeIPTablesUtilChains: false\n\
                  imageGCHighThresholdPercent: 100\nsyncFrequency: 10s\nfileCheckFrequency: 0s\n\
                  nodeStatusUpdateFrequency: 2s\nvolumePluginDir: {}\n\
@@ -245,8 +248,22 @@ impl<'h> Cluster<'h> {
                 ("container-runtime-endpoint", &runtime),
                 ("hostname-override", NODE),
                 ("node-ip", ADDRESS),
+                // On a test's own machine only it may be lowered.
+                ("oom-score-adj", if native { "0" } else { "-999" }),
             ],
         )
+    }
+
+    /// Makes the control groups for the pods of a kubelet on this machine, which may have another one.
+    fn make_cgroups(&self) -> Result<&'static str> {
+        self.host.ok(&Command::script(format!(
+            "cd /sys/fs/cgroup; for folder in . *; do
+                 test -e $folder/cgroup.procs || continue; mkdir -p $folder/{CGROUP}
+                 for file in cpuset.cpus cpuset.mems; do test ! -e $folder/$file ||
+                     cat $folder/$file > $folder/{CGROUP}/$file; done
+             done"
+        )))?;
+        Ok(CGROUP)
     }
 
     fn spawn(&mut self, program: &str, options: &[(&str, &str)]) -> Result<()> {

@@ -93,17 +93,28 @@ impl<'h> Node<'h> {
     pub(crate) fn for_kubelet(host: &'h Host, which: Containerd) -> Result<Self> {
         let plugins = host.shared(&prepare::pods()?.plugins())?;
         let networks = host.path("networks");
-        Self::with(host, which, &for_kubelet(&plugins, &networks), "k8s.io")
+        let mut config = for_kubelet(&plugins, &networks);
+        if host.is_this_machine() {
+            // Here it may be forbidden to lower the score of a process.
+            config = config.replace(
+                "sandbox_image",
+                "restrict_oom_score_adj = true\nsandbox_image",
+            );
+        }
+        Self::with(host, which, &config, "k8s.io")
     }
 
     fn with(host: &'h Host, which: Containerd, config: &str, namespace: &str) -> Result<Self> {
         let pods = prepare::pods()?;
         let bin = host.shared(&pods.containerd(which))?;
         let runc = host.shared(&pods.runc())?;
-        let path = format!(
-            "{}:{bin}:{runc}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            host.programs()
-        );
+        let system = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+        // That runc is for the lab's C library; on this machine its own goes before.
+        let path = if host.is_this_machine() {
+            format!("{}:{bin}:{system}:{runc}", host.programs())
+        } else {
+            format!("{}:{bin}:{runc}:{system}", host.programs())
+        };
         let mut node = Self {
             host,
             bin,

@@ -110,6 +110,12 @@ impl Host {
         Ok(host)
     }
 
+    /// Whether it is this machine.
+    #[must_use]
+    pub(crate) const fn is_this_machine(&self) -> bool {
+        matches!(self.place, Place::Native(_))
+    }
+
     /// The path of a file in the test's directory, which is the working directory of all commands.
     #[must_use]
     pub fn path(&self, name: &str) -> String {

@@ -15,8 +15,8 @@ const FRAME: u32 = 84;
 /// Room for a letter of a bar's name.
 const LETTER: u32 = 7;
 
-const OWN: RGBColor = RGBColor(0x1f, 0x77, 0xb4);
-const OTHER: RGBColor = RGBColor(0xb0, 0xb7, 0xbf);
+pub(super) const OWN: RGBColor = RGBColor(0x1f, 0x77, 0xb4);
+pub(super) const OTHER: RGBColor = RGBColor(0xb0, 0xb7, 0xbf);
 const BUDGET: RGBColor = RGBColor(0xd6, 0x27, 0x28);
 
 /// A chart.
@@ -137,7 +137,7 @@ impl Chart<'_> {
 }
 
 /// The library's errors borrow what they tell of.
-fn said(error: impl std::fmt::Display) -> anyhow::Error {
+pub(super) fn said(error: impl std::fmt::Display) -> anyhow::Error {
     anyhow!("{error}")
 }
 

@@ -1,5 +1,5 @@
 //! The smallest guest there is: an ELF kernel with a PVH entry (Xen `docs/misc/pvh.pandoc`) that
-//! writes one byte to the serial port and then powers off or halts. What its start takes is the
+//! writes a line of one letter to the serial port and then powers off or halts. What its start takes is the
 //! VMM's own work.
 
 /// The size of the file, and where its one segment begins.
@@ -10,11 +10,14 @@ const NOTE_OFFSET: usize = 512;
 /// Where the segment is loaded, and where it starts to run.
 const LOAD_ADDRESS: u64 = 0x10_0000;
 
-/// What the payload writes to the serial port.
+/// The first byte that the payload writes to the serial port.
 pub const FIRST_BYTE: u8 = b'!';
 
-/// 32-bit code, as the PVH entry is: `mov $0x3f8, %dx; mov $'!', %al; out %al, (%dx)`.
-const WRITE_BYTE: &[u8] = &[0x66, 0xba, 0xf8, 0x03, 0xb0, FIRST_BYTE, 0xee];
+/// 32-bit code, as the PVH entry is: `mov $0x3f8, %dx; mov $'!', %al; out %al, (%dx)`, and the line's
+/// end in the same way.
+const WRITE_LINE: &[u8] = &[
+    0x66, 0xba, 0xf8, 0x03, 0xb0, FIRST_BYTE, 0xee, 0xb0, b'\n', 0xee,
+];
 
 /// `mov $0x604, %dx; mov $0x2000, %ax; out %ax, (%dx)`: SLP_EN with the sleep type of S5 in the
 /// ACPI PM1a control register, where edgevmm and q35 have it.
@@ -42,7 +45,7 @@ pub fn elf(then: Then) -> Vec<u8> {
     file.resize(NOTE_OFFSET, 0);
     file.extend(note);
     file.resize(SEGMENT_OFFSET, 0);
-    file.extend(WRITE_BYTE);
+    file.extend(WRITE_LINE);
     if then == Then::PowerOff {
         file.extend(POWER_OFF);
     }
@@ -111,7 +114,7 @@ mod tests {
         };
         assert_eq!(load.p_type(endian), PT_LOAD);
         assert_eq!(load.p_paddr(endian), LOAD_ADDRESS);
-        assert!(load.data(endian, &*file).unwrap().starts_with(WRITE_BYTE));
+        assert!(load.data(endian, &*file).unwrap().starts_with(WRITE_LINE));
         assert_eq!(note.p_type(endian), PT_NOTE);
         let mut notes = note.notes(endian, &*file).unwrap().unwrap();
         let entry = notes.next().unwrap().unwrap();

@@ -2,16 +2,19 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
 use xtask::bench::disks::{self, DiskBench, DiskResults};
+use xtask::bench::pods::{self, Plan, PodBench, PodResults};
 use xtask::bench::results::Results;
 use xtask::bench::{self, Bench};
+use xtask::host;
 use xtask::images::{Image, Images};
 use xtask::kvm::{self, KvmVerdict};
 use xtask::lab::Layout;
+use xtask::pods::Pods;
 use xtask::progress::note;
 
 use super::{build, lab};
@@ -45,6 +48,7 @@ pub struct BenchCommand {
 #[derive(Debug, Subcommand)]
 enum Part {
     Disks(DisksCommand),
+    Pods(PodsCommand),
 }
 
 /// Measure disks only: natively against `qemu-img bench`, and in a guest against QEMU's.
@@ -65,6 +69,69 @@ struct DisksCommand {
     /// Where to write the report [default: docs/bench].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+}
+
+/// Measure pods only: a machine's against those of runc, under a real kubelet on this host.
+///
+/// The guests are bare payloads, so any KVM does. Takes root, and what `cargo xtask pods` gets.
+#[derive(Debug, Args)]
+struct PodsCommand {
+    /// Starts of each kind of pod.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    rounds: usize,
+    /// Machines that run side by side in the end.
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    pods: usize,
+    /// Measure this program, with the shim beside it, instead of building one.
+    #[arg(long, value_name = "FILE")]
+    edgevmm: Option<PathBuf>,
+    /// Measure nothing: write the report anew from the pods.json of an earlier run.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["rounds", "pods", "edgevmm"])]
+    from: Option<PathBuf>,
+    /// Where to write the report [default: docs/bench].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+impl PodsCommand {
+    fn run(&self) -> Result<ExitCode> {
+        let workspace = build::workspace();
+        let results = match &self.from {
+            Some(path) => read(path)?,
+            None => self.measure(&workspace)?,
+        };
+        let out = self.out.clone();
+        let out = out.unwrap_or_else(|| workspace.join("docs/bench"));
+        print!("{}", pods::write(&results, &out)?);
+        note(&format!("the report is in {}", out.display()));
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn measure(&self, workspace: &Path) -> Result<PodResults> {
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "A kubelet needs root: run this as root"
+        );
+        let edgevmm = match &self.edgevmm {
+            Some(path) => std::path::absolute(path)?,
+            None => build::release_binary()?,
+        };
+        if Command::new("runc").arg("--version").output().is_err() {
+            host::install(&["runc"])?;
+        }
+        Pods::ensure()?.kubernetes()?;
+        lab::ensure_lab(&Layout::of_this_user())?;
+        let bench = PodBench {
+            workspace: workspace.to_owned(),
+            edgevmm,
+            podbench: build::podbench()?,
+            plan: Plan {
+                rounds: self.rounds,
+                pods: self.pods,
+            },
+        };
+        bench.run()
+    }
 }
 
 impl DisksCommand {
@@ -116,8 +183,10 @@ impl BenchCommand {
     /// # Errors
     /// edgevmm does not build or run.
     pub fn run(&self) -> Result<ExitCode> {
-        if let Some(Part::Disks(disks)) = &self.part {
-            return disks.run();
+        match &self.part {
+            Some(Part::Disks(disks)) => return disks.run(),
+            Some(Part::Pods(pods)) => return pods.run(),
+            None => {}
         }
         let workspace = build::workspace();
         let results = match &self.from {

@@ -62,14 +62,26 @@ pub fn blkbench() -> Result<PathBuf> {
     })
 }
 
+/// Builds the measuring program for pods. Returns its path.
+///
+/// # Errors
+/// It does not build.
+pub fn podbench() -> Result<PathBuf> {
+    step("Building podbench", || {
+        let mut build = cargo();
+        build.args(["build", "--package", "edgevmm-e2e", "--example", "podbench"]);
+        built(&mut build, "podbench", &[])
+    })
+}
+
 /// Has cargo do `build` for release, the compiler's own arguments last, and finds `target`.
 fn release(build: &mut Command, target: &str, compiler: &[&str]) -> Result<PathBuf> {
-    build.args([
-        "--release",
-        "--message-format",
-        "json-render-diagnostics",
-        "--quiet",
-    ]);
+    built(build.arg("--release"), target, compiler)
+}
+
+/// Has cargo do `build`, the compiler's own arguments last, and finds `target`.
+fn built(build: &mut Command, target: &str, compiler: &[&str]) -> Result<PathBuf> {
+    build.args(["--message-format", "json-render-diagnostics", "--quiet"]);
     let output = build
         .args(compiler)
         .stderr(Stdio::inherit())
