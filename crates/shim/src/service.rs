@@ -74,6 +74,7 @@ impl Calls {
             "CloseIO" => done(self.close_input(&decode(payload)?)),
             "Stats" => {
                 let container = tasks.get(&decode::<ProcessRequest>(payload)?.id)?;
+                container.cgroup.restore(|note| tasks.log().say(&note));
                 let stats = Some(stats::read(&container.cgroup));
                 Ok(StatsResponse { stats }.encode_to_vec())
             }
@@ -167,9 +168,11 @@ impl Calls {
     }
 
     /// A program's client has closed its end of the FIFO, so the input ends behind what is in there.
-    /// A console's stays open for whoever attaches next.
     fn close_input(&self, request: &CloseIoRequest) -> Result<(), CallError> {
-        self.exec(&request.id, &request.exec_id).map(drop)
+        if self.exec(&request.id, &request.exec_id)?.is_none() {
+            self.0.get(&request.id)?.close_input();
+        }
+        Ok(())
     }
 
     fn connect(&self, request: &ProcessRequest) -> ConnectResponse {

@@ -9,6 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use nix::fcntl::{Flock, FlockArg};
 use uuid::Uuid;
 
 use crate::Failure;
@@ -59,6 +60,10 @@ fn listen(path: &Path) -> io::Result<Option<UnixListener>> {
             .mode(0o711)
             .create(folder)?;
     }
+    // Of several who find a dead daemon's socket one takes it, and the others find that one's.
+    let folder = path.parent().unwrap_or_else(|| Path::new("."));
+    let _alone = Flock::lock(fs::File::open(folder)?, FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)?;
     for _ in 0..BIND_ATTEMPTS {
         match UnixListener::bind(path) {
             Ok(listener) => {
@@ -121,5 +126,21 @@ mod tests {
         assert!(listen(&path).unwrap().is_none());
         drop(living);
         assert!(listen(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn of_many_who_find_a_dead_daemon_one_listens() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        for _ in 0..200 {
+            drop(listen(&path).unwrap());
+            let listeners: Vec<_> = std::thread::scope(|scope| {
+                let tries: Vec<_> = (0..8)
+                    .map(|_| scope.spawn(|| listen(&path).unwrap()))
+                    .collect();
+                tries.into_iter().map(|it| it.join().unwrap()).collect()
+            });
+            assert_eq!(listeners.iter().flatten().count(), 1);
+        }
     }
 }

@@ -3,9 +3,11 @@
 
 mod path;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 pub use path::relative;
@@ -14,8 +16,17 @@ use crate::spec::Resources;
 
 /// Where control groups are mounted.
 const MOUNT: &str = "/sys/fs/cgroup";
-/// Hierarchies of version 1 that a container gets a group in.
-const V1: [&str; 5] = ["memory", "cpu,cpuacct", "pids", "devices", "freezer"];
+/// Hierarchies of version 1 that a container gets a group in. Those of processors are one on most hosts,
+/// which have it by three names.
+const V1: [&str; 7] = [
+    "memory",
+    "cpu,cpuacct",
+    "cpu",
+    "cpuacct",
+    "pids",
+    "devices",
+    "freezer",
+];
 /// Controllers of version 2 that a container's group needs.
 const V2: [&str; 4] = ["memory", "cpu", "pids", "io"];
 /// Times that a group is removed again, as it is busy until the last process has gone.
@@ -37,7 +48,11 @@ pub enum Version {
 pub struct Cgroup {
     version: Version,
     folders: Vec<PathBuf>,
+    /// Limits that were set, by file.
+    limits: Arc<Mutex<Limits>>,
 }
+
+type Limits = BTreeMap<&'static str, String>;
 
 impl Cgroup {
     /// Makes the group at a path below the mount, with the limits given. Limits that the host does
@@ -64,28 +79,25 @@ impl Cgroup {
     fn create_v2(mount: &Path, group: &Path) -> io::Result<Self> {
         let mut folder = mount.to_owned();
         for part in group {
-            // Each level hands controllers down only when it is told to.
-            for controller in V2 {
-                let _ = fs::write(
-                    folder.join("cgroup.subtree_control"),
-                    format!("+{controller}"),
-                );
-            }
+            hand_down(&folder);
             folder.push(part);
             make(&folder)?;
         }
         Ok(Self {
             version: Version::V2,
             folders: vec![folder],
+            limits: Arc::default(),
         })
     }
 
     fn create_v1(mount: &Path, group: &Path) -> io::Result<Self> {
         let mut folders = Vec::new();
         for hierarchy in V1 {
-            let hierarchy = mount.join(hierarchy);
-            if hierarchy.join("cgroup.procs").exists() {
-                let folder = hierarchy.join(group);
+            let Ok(hierarchy) = mount.join(hierarchy).canonicalize() else {
+                continue;
+            };
+            let folder = hierarchy.join(group);
+            if hierarchy.join("cgroup.procs").exists() && !folders.contains(&folder) {
                 fs::create_dir_all(&folder)?;
                 folders.push(folder);
             }
@@ -97,17 +109,47 @@ impl Cgroup {
         Ok(Self {
             version: Version::V1,
             folders,
+            limits: Arc::default(),
         })
     }
 
     /// Sets limits; those that are not given stay as they are.
     pub fn limit(&self, resources: &Resources, mut warn: impl FnMut(String)) {
-        for (file, value) in self.values(resources) {
+        let values = self.values(resources);
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        limits.extend(values.iter().cloned());
+        drop(limits);
+        self.write(&values, &mut warn);
+    }
+
+    /// Sets the limits again where somebody has taken them. systemd does not know our groups in its
+    /// slices, as no unit stands for them: it may take the controllers from a slice when it is
+    /// reloaded, and the limits go with them.
+    pub fn restore(&self, mut warn: impl FnMut(String)) {
+        let limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = |file: &str| {
+            limits.contains_key(file)
+                && self.read(file).is_none_or(|value| value.starts_with("max"))
+        };
+        if self.version != Version::V2 || !taken("memory.max") {
+            return;
+        }
+        let values: Vec<_> = limits.clone().into_iter().collect();
+        drop(limits);
+        for folder in self.folders.iter().filter_map(|folder| folder.parent()) {
+            hand_down(folder);
+        }
+        warn("The control group's limits were gone, and are set again".to_owned());
+        self.write(&values, &mut warn);
+    }
+
+    fn write(&self, values: &[(&'static str, String)], warn: &mut impl FnMut(String)) {
+        for (file, value) in values {
             let Some(path) = self.find(file) else {
                 warn(format!("The host has no {file} to limit a container by"));
                 continue;
             };
-            if let Err(error) = fs::write(&path, &value) {
+            if let Err(error) = fs::write(&path, value) {
                 warn(format!(
                     "Can't write {value} to {}: {error}",
                     path.display()
@@ -184,6 +226,14 @@ fn weight(shares: u64) -> u64 {
     1 + shares.clamp(2, 262_144).saturating_sub(2) * 9999 / 262_142
 }
 
+/// Has a group hand controllers down to those in it, which each does only when it is told to.
+fn hand_down(folder: &Path) {
+    for controller in V2 {
+        let file = folder.join("cgroup.subtree_control");
+        let _ = fs::write(file, format!("+{controller}"));
+    }
+}
+
 fn make(folder: &Path) -> io::Result<()> {
     match fs::create_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -195,22 +245,33 @@ fn make(folder: &Path) -> io::Result<()> {
 ///
 /// # Errors
 ///
-/// When one stays.
+/// When some stay, the first of them; all others are removed nevertheless.
 pub fn remove(folders: &[PathBuf]) -> io::Result<()> {
+    folders
+        .iter()
+        .map(|folder| remove_one(folder))
+        .fold(Ok(()), Result::and)
+}
+
+fn remove_one(folder: &Path) -> io::Result<()> {
     let mut result = Ok(());
-    for folder in folders {
-        for _ in 0..REMOVALS {
-            result = match fs::remove_dir(folder) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-                result => result,
-            };
-            if !matches!(&result, Err(error) if error.kind() == io::ErrorKind::ResourceBusy) {
-                break;
-            }
-            std::thread::sleep(PAUSE);
+    for _ in 0..REMOVALS {
+        result = match fs::remove_dir(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        };
+        if !matches!(&result, Err(error) if error.kind() == io::ErrorKind::ResourceBusy) {
+            break;
         }
+        std::thread::sleep(PAUSE);
     }
-    result
+    result.map_err(|error| {
+        let message = format!(
+            "Can't remove the control group {}: {error}",
+            folder.display()
+        );
+        io::Error::new(error.kind(), message)
+    })
 }
 
 #[cfg(test)]
@@ -230,6 +291,7 @@ mod tests {
         let cgroup = Cgroup {
             version,
             folders: Vec::new(),
+            limits: Arc::default(),
         };
         let values = cgroup.values(&resources()).into_iter();
         values
@@ -264,6 +326,7 @@ mod tests {
         let cgroup = Cgroup {
             version: Version::V2,
             folders: vec![folder.path().to_owned()],
+            limits: Arc::default(),
         };
         let mut warnings = Vec::new();
         cgroup.limit(&resources(), |warning| warnings.push(warning));
@@ -273,13 +336,44 @@ mod tests {
     }
 
     #[test]
+    fn limits_that_were_taken_are_set_again() {
+        let slice = tempfile::tempdir().unwrap();
+        let folder = slice.path().join("group");
+        fs::create_dir(&folder).unwrap();
+        let file = |name| folder.join(name);
+        for name in ["memory.max", "cpu.max", "cpu.weight", "pids.max"] {
+            fs::write(file(name), "max\n").unwrap();
+        }
+        let cgroup = Cgroup {
+            version: Version::V2,
+            folders: vec![folder.clone()],
+            limits: Arc::default(),
+        };
+        cgroup.restore(|warning| panic!("{warning}"));
+        cgroup.limit(&resources(), |warning| panic!("{warning}"));
+        cgroup.restore(|warning| panic!("{warning}"));
+        fs::write(file("memory.max"), "max\n").unwrap();
+        fs::write(file("cpu.max"), "max 100000\n").unwrap();
+        let mut warnings = 0;
+        cgroup.restore(|_| warnings += 1);
+        assert_eq!(warnings, 1);
+        assert_eq!(fs::read_to_string(file("memory.max")).unwrap(), "1048576");
+        assert_eq!(fs::read_to_string(file("cpu.max")).unwrap(), "50000 100000");
+    }
+
+    #[test]
     fn removing_is_fine_twice_and_tells_what_stays() {
         let folder = tempfile::tempdir().unwrap();
         let group = folder.path().join("group");
         fs::create_dir(&group).unwrap();
         remove(std::slice::from_ref(&group)).unwrap();
         remove(&[group]).unwrap();
-        fs::write(folder.path().join("file"), "").unwrap();
-        remove(&[folder.path().to_owned()]).unwrap_err();
+        let stays = folder.path().join("stays");
+        fs::create_dir_all(stays.join("child")).unwrap();
+        let goes = folder.path().join("goes");
+        fs::create_dir(&goes).unwrap();
+        let error = remove(&[stays.clone(), goes.clone()]).unwrap_err();
+        assert!(error.to_string().contains("stays"), "{error}");
+        assert!(stays.exists() && !goes.exists());
     }
 }

@@ -9,6 +9,8 @@ mod kind;
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -19,7 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use kind::{check, is_machine};
 
 use crate::Failure;
-use crate::holder::{input, output};
+use crate::holder::output;
 
 /// The program.
 const PROGRAM: &str = "runc";
@@ -60,6 +62,29 @@ pub struct Ordinary {
     pub stderr: PathBuf,
 }
 
+/// Keeps the FIFO of a container's input open for writing, so that it ends only when this is closed and
+/// no client has it. None where there is no input.
+///
+/// # Errors
+///
+/// When it can't be opened.
+pub fn keep_open(path: &Path) -> io::Result<Option<OwnedFd>> {
+    if path.as_os_str().is_empty() || !fs::metadata(path)?.file_type().is_fifo() {
+        return Ok(None);
+    }
+    // Opening an end waits for the other one, unless both are opened at once.
+    let _both = File::options().read(true).write(true).open(path)?;
+    Ok(Some(File::options().write(true).open(path)?.into()))
+}
+
+/// The input of a container, whose FIFO [`keep_open`] has open for writing.
+fn reader(path: &Path) -> io::Result<Stdio> {
+    if path.as_os_str().is_empty() {
+        return Ok(Stdio::null());
+    }
+    Ok(File::open(path)?.into())
+}
+
 impl Ordinary {
     /// Makes the container. Returns the ID of its first process, which becomes a child of this one.
     ///
@@ -69,7 +94,7 @@ impl Ordinary {
     pub fn create(&self) -> Result<Pid, Failure> {
         let open = || -> io::Result<[Stdio; 3]> {
             Ok([
-                input(&self.stdin)?,
+                reader(&self.stdin)?,
                 output(&self.stdout)?,
                 output(&self.stderr)?,
             ])
@@ -268,6 +293,28 @@ mod tests {
             {"level":"#;
         assert_eq!(last_error(log).as_deref(), Some("no such file"));
         assert_eq!(last_error("x"), None);
+    }
+
+    #[test]
+    fn input_ends_when_nobody_keeps_it_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("fifo");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let kept = keep_open(&path).unwrap();
+        let mut cat = Command::new("cat");
+        let cat = cat.stdin(reader(&path).unwrap()).stdout(Stdio::piped());
+        let mut cat = cat.spawn().unwrap();
+        for text in ["one ", "two"] {
+            fs::write(&path, text).unwrap();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        assert!(
+            cat.try_wait().unwrap().is_none(),
+            "It ended with its client"
+        );
+        drop(kept);
+        assert_eq!(cat.wait_with_output().unwrap().stdout, b"one two");
+        assert!(keep_open(Path::new("")).unwrap().is_none());
     }
 
     #[test]

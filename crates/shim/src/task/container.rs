@@ -1,5 +1,7 @@
 //! One container: the sandbox of a pod, or a machine.
 
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,9 +23,12 @@ use crate::process::Process;
 use crate::proto::task::CreateRequest;
 use crate::record::Record;
 use crate::spec::Resources;
+use crate::stats;
 use crate::ttrpc::{CallError, Code};
 use crate::vmm::Vmm;
 
+/// Exit status of what was ended by SIGKILL.
+const KILLED: u32 = 137;
 /// How long a VMM may take to press the power button.
 const HEED: Duration = Duration::from_secs(5);
 /// Signals that do nothing to a process which does not expect them.
@@ -67,18 +72,23 @@ pub struct Container {
     pub stage: Stage,
     /// Programs that clients run in it.
     pub execs: Execs,
+    /// How many of those the kernel ended for want of memory.
+    victims: AtomicU64,
+    /// Keeps an ordinary container's input open while its clients come and go.
+    input: Mutex<Option<OwnedFd>>,
     /// Held by whoever changes the state, but for the end of the process.
     pub changes: tokio::sync::Mutex<()>,
 }
 
 impl Container {
-    /// A container whose process is `spawned`.
+    /// A container whose process is `spawned`, and whose `input` is kept open if it is an ordinary one.
     pub fn new(
         request: CreateRequest,
         record: Record,
         cgroup: Cgroup,
         machine: Option<Machine>,
         spawned: Spawned,
+        input: Option<OwnedFd>,
     ) -> Self {
         Self {
             request,
@@ -91,6 +101,8 @@ impl Container {
             stdin: Mutex::new(Some(spawned.stdin)),
             stage: Stage::default(),
             execs: Execs::default(),
+            victims: AtomicU64::default(),
+            input: Mutex::new(input),
             changes: tokio::sync::Mutex::default(),
         }
     }
@@ -98,6 +110,27 @@ impl Container {
     /// Its state.
     pub fn state(&self) -> State {
         self.stage.get()
+    }
+
+    /// Notes how a program of a client's ended. It may have been a victim where memory ran out, which is
+    /// counted for the whole control group.
+    pub fn note_end(&self, status: u32) {
+        let victims = self.victims.load(Ordering::Relaxed);
+        if status == KILLED && stats::oom_kills(&self.cgroup) > victims {
+            self.victims.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the container itself, which has ended so, was a victim where memory ran out.
+    pub fn is_victim(&self, status: u32) -> bool {
+        status == KILLED && stats::oom_kills(&self.cgroup) > self.victims.load(Ordering::Relaxed)
+    }
+
+    /// An ordinary container's input ends behind what is under way. A console's stays open for whoever
+    /// attaches next.
+    pub fn close_input(&self) {
+        let mut input = self.input.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(input.take());
     }
 
     /// Lets it run.

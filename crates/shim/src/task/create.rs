@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
+use super::aside::aside;
 use super::container::{Container, Machine};
 use super::log::Log;
 use super::spawn::spawn;
@@ -91,12 +92,19 @@ async fn make(
             let name = machine_name(namespace, &request.id);
             record.machine = Some(name.clone());
             let memory;
-            (plan.vmm, memory) = describe(&request, &name, spec, annotations, &root)?;
+            let (for_vmm, spec) = (request.clone(), spec.clone());
+            let (of_vm, root) = (name.clone(), root.clone());
+            let work = move || describe(&for_vmm, &of_vm, &spec, annotations, &root);
+            (plan.vmm, memory) = aside(work).await?;
             let vmm = Vmm::new(name);
             machine = Some(Machine { vmm, memory });
         }
         record.write(&bundle).map_err(|error| failed(&error))?;
     }
+    let input = match &plan.ordinary {
+        Some(ordinary) => runc::keep_open(&ordinary.stdin).map_err(|error| failed(&error))?,
+        None => None,
+    };
     let mut spawned = spawn(&plan, log.clone())
         .await
         .map_err(|error| match plan.ordinary {
@@ -116,6 +124,7 @@ async fn make(
         cgroup,
         machine,
         spawned,
+        input,
     ))
 }
 

@@ -517,6 +517,7 @@ impl Tasks {
     ) {
         let status = running.ended().await;
         exec.close_input();
+        container.note_end(status);
         let at = now();
         self.events().tell(&Event::Exit(TaskExit {
             container_id: exec.request.id.clone(),

@@ -1,5 +1,6 @@
 //! All containers of a pod, and what containerd does with them.
 
+mod aside;
 mod container;
 mod create;
 mod exec;
@@ -23,11 +24,7 @@ use crate::proto::events::{
 };
 use crate::proto::now;
 use crate::proto::task::CreateRequest;
-use crate::stats;
 use crate::ttrpc::{CallError, Code};
-
-/// Exit status of what was ended by SIGKILL.
-const KILLED: u32 = 137;
 
 /// All containers of a pod.
 #[derive(Debug)]
@@ -64,7 +61,8 @@ impl Tasks {
         &self.events
     }
 
-    fn log(&self) -> &Log {
+    /// Where what nobody asked for is told.
+    pub fn log(&self) -> &Log {
         &self.log
     }
 
@@ -119,8 +117,7 @@ impl Tasks {
         let changing = container.changes.lock().await;
         let id = container.request.id.clone();
         container.execs.kill_all();
-        // Others of the group are clients' programs, whose end is not the container's.
-        if status == KILLED && stats::oom_kills(&container.cgroup) > 0 {
+        if container.is_victim(status) {
             self.events.tell(&Event::Oom(TaskOom {
                 container_id: id.clone(),
             }));
