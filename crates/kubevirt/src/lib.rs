@@ -3,4 +3,12 @@
 //! Pure: nothing here talks to a cluster.
 
 pub mod api;
+pub mod checks;
+pub mod conditions;
 pub mod crds;
+pub mod defaults;
+pub mod pod;
+pub mod quantity;
+mod seed;
+pub mod shape;
+pub mod status;

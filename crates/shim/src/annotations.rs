@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use edgevmm_config::{ByteSize, DiskBus, FirmwareChoice};
+use uuid::Uuid;
 
 use crate::network::{Mode, is_interface};
 
 /// What all of ours begin with.
 const PREFIX: &str = "edgevmm.io/";
 /// Names after the prefix, in the order in which messages list them.
-const NAMES: [&str; 16] = [
+const NAMES: [&str; 19] = [
     "cloud-init",
     "cmdline",
     "container",
@@ -23,9 +24,12 @@ const NAMES: [&str; 16] = [
     "lan",
     "memory",
     "network",
+    "network-data",
     "overlay",
+    "serial",
     "ssh-keys",
     "user-data",
+    "uuid",
 ];
 /// Longest user-data and SSH keys, in bytes: what a pod's annotations have in all.
 const MAX_TEXT: usize = 256 << 10;
@@ -63,6 +67,12 @@ pub struct Annotations {
     pub cloud_init: Option<String>,
     /// What cloud-init is told.
     pub user_data: Option<String>,
+    /// How cloud-init sets up the guest's network.
+    pub network_data: Option<String>,
+    /// The machine's UUID, which cloud-init knows it by.
+    pub uuid: Option<Uuid>,
+    /// The machine's serial number.
+    pub serial: Option<String>,
     /// Public keys that may log in by cloud-init, each on a line.
     pub ssh_keys: Option<String>,
 }
@@ -111,8 +121,13 @@ impl Annotations {
                 return Err(AnnotationError::NoKernel(name));
             }
         }
-        if ours.cloud_init.is_some() && ours.user_data.is_some() {
-            return Err(AnnotationError::Both("cloud-init", "user-data"));
+        for (name, text) in [
+            ("user-data", &ours.user_data),
+            ("network-data", &ours.network_data),
+        ] {
+            if ours.cloud_init.is_some() && text.is_some() {
+                return Err(AnnotationError::Both("cloud-init", name));
+            }
         }
         Ok(ours)
     }
@@ -173,6 +188,9 @@ impl Annotations {
             "overlay" => self.overlay = Some(volume(value).ok_or_else(|| wrong(VOLUME))?),
             "cloud-init" => self.cloud_init = Some(volume(value).ok_or_else(|| wrong(VOLUME))?),
             "user-data" => self.user_data = Some(text(value).ok_or_else(|| wrong(TEXT))?),
+            "network-data" => self.network_data = Some(text(value).ok_or_else(|| wrong(TEXT))?),
+            "uuid" => self.uuid = Some(value.parse().map_err(|_| wrong("write a UUID"))?),
+            "serial" => self.serial = Some(value.to_owned()),
             "ssh-keys" => self.ssh_keys = Some(text(value).ok_or_else(|| wrong(TEXT))?),
             _ => {
                 let name = name.chars().take(100).collect();
@@ -254,6 +272,8 @@ mod tests {
             ("edgevmm.io/overlay", "/state"),
             ("edgevmm.io/cloud-init", "seed"),
             ("edgevmm.io/ssh-keys", "ssh-ed25519 AAAA"),
+            ("edgevmm.io/uuid", "67e55044-10b1-426f-9247-bb680e5fe0c8"),
+            ("edgevmm.io/serial", "S-1"),
             ("io.kubernetes.cri.container-type", "sandbox"),
         ]);
         let expected = Annotations {
@@ -275,6 +295,9 @@ mod tests {
             overlay: Some("/state".to_owned()),
             cloud_init: Some("seed".to_owned()),
             user_data: None,
+            network_data: None,
+            uuid: Some(Uuid::from_u128(0x67e5_5044_10b1_426f_9247_bb68_0e5f_e0c8)),
+            serial: Some("S-1".to_owned()),
             ssh_keys: Some("ssh-ed25519 AAAA".to_owned()),
         };
         assert_eq!(annotations, Ok(expected));

@@ -124,10 +124,11 @@ pub fn describe(
         cloud_init: volumes.cloud_init.take(),
         console: ConsoleConfig::default(),
         identity: IdentityConfig {
-            uuid: spec
-                .pod()
-                .map(|pod| Uuid::new_v5(&Uuid::NAMESPACE_OID, pod.as_bytes())),
-            ..IdentityConfig::default()
+            uuid: annotations.uuid.or_else(|| {
+                let pod = spec.pod()?;
+                Some(Uuid::new_v5(&Uuid::NAMESPACE_OID, pod.as_bytes()))
+            }),
+            serial: annotations.serial,
         },
         stop_timeout: STOP_TIMEOUT,
         ..VmConfig::default()

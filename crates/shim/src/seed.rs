@@ -64,6 +64,9 @@ pub fn seed(
     if let Some(text) = &annotations.user_data {
         config.user_data = write("user-data", text.as_bytes())?;
     }
+    if let Some(text) = &annotations.network_data {
+        config.network_config = write("network-config", text.as_bytes())?;
+    }
     if let Some(text) = &annotations.ssh_keys {
         config.ssh_key = write("ssh-keys", text.as_bytes())?;
     }

@@ -1,0 +1,175 @@
+//! Checks of disks and network interfaces.
+
+use std::collections::BTreeSet;
+
+use super::Report;
+use crate::api::InstanceSpec;
+use crate::api::disks::Disk;
+use crate::api::network::Interface;
+
+pub(super) fn check(spec: &InstanceSpec, report: &mut Report<'_>) {
+    let devices = &spec.domain.devices;
+    let mut names = BTreeSet::new();
+    for (index, disk) in devices.disks.iter().enumerate() {
+        let mut report = report.below(&format!("domain.devices.disks[{index}]"));
+        if !names.insert(&disk.name) {
+            report.refuse("name", "another disk is called so");
+        }
+        if !spec.volumes.iter().any(|volume| volume.name == disk.name) {
+            report.refuse("name", format!("there is no volume `{}`", disk.name));
+        }
+        self::disk(disk, &mut report);
+        let volume = spec.volumes.iter().find(|volume| volume.name == disk.name);
+        let image = volume.is_some_and(|volume| {
+            volume.container_disk.is_some()
+                || volume.persistent_volume_claim.is_some()
+                || volume.data_volume.is_some()
+                || volume.empty_disk.is_some()
+        });
+        if image && disk.cdrom.is_some() {
+            report.refuse("cdrom", "images as CD-ROMs are not supported yet");
+        }
+    }
+    let orders: Vec<_> = devices
+        .disks
+        .iter()
+        .filter_map(|disk| disk.boot_order)
+        .collect();
+    if orders.iter().collect::<BTreeSet<_>>().len() < orders.len() || orders.contains(&0) {
+        report.refuse(
+            "domain.devices.disks",
+            "each bootOrder is another number from 1 on",
+        );
+    }
+    let buses: BTreeSet<_> = crate::pod::buses(spec).collect();
+    if buses.len() > 1 {
+        report.refuse(
+            "domain.devices.disks",
+            "disks on both virtio and SATA are not supported yet: write one bus for each, as a volume \
+             without a bus is on SATA",
+        );
+    }
+    let placed: Vec<_> = spec
+        .volumes
+        .iter()
+        .filter_map(|volume| devices.disks.iter().find(|disk| disk.name == volume.name))
+        .map(|disk| disk.boot_order.unwrap_or(u32::MAX))
+        .collect();
+    if !placed.is_sorted() {
+        report.refuse(
+            "domain.devices.disks",
+            "a bootOrder other than that of the volumes is not supported yet: put the volumes in order",
+        );
+    }
+    for field in [
+        ("autoattachSerialConsole", devices.autoattach_serial_console),
+        ("autoattachMemBalloon", devices.autoattach_mem_balloon),
+    ] {
+        if field.1 == Some(false) {
+            report.refuse(
+                &format!("domain.devices.{}", field.0),
+                "it can't be left out",
+            );
+        }
+    }
+    if let Some(watchdog) = &devices.watchdog {
+        let action = watchdog
+            .i6300esb
+            .as_ref()
+            .and_then(|model| model.action.as_deref());
+        let mut report = report.below("domain.devices.watchdog");
+        report.expect_one_of("i6300esb.action", action, &["", "reset"]);
+    }
+    networks(spec, report);
+}
+
+fn disk(disk: &Disk, report: &mut Report<'_>) {
+    if disk.disk.is_some() && disk.cdrom.is_some() {
+        report.refuse("cdrom", "it is a disk already: leave one out");
+    }
+    if let Some(target) = &disk.disk {
+        report.expect_one_of("disk.bus", target.bus.as_deref(), &["", "virtio", "sata"]);
+        if target.bus.as_deref() != Some("virtio") && target.readonly == Some(true) {
+            report.refuse(
+                "disk.readonly",
+                "a SATA disk can't be read-only: use virtio or a cdrom",
+            );
+        }
+    }
+    if let Some(cdrom) = &disk.cdrom {
+        report.expect_one_of("cdrom.bus", cdrom.bus.as_deref(), &["", "sata"]);
+        report.expect_one_of("cdrom.tray", cdrom.tray.as_deref(), &["", "closed"]);
+        if cdrom.readonly == Some(false) {
+            report.refuse("cdrom.readonly", "CD-ROMs are not written");
+        }
+    }
+    if disk
+        .serial
+        .as_ref()
+        .is_some_and(|serial| !serial.is_empty())
+    {
+        report.refuse("serial", "not supported yet");
+    }
+    let caches = ["", "none", "writethrough", "writeback"];
+    report.expect_one_of("cache", disk.cache.as_deref(), &caches);
+    report.expect_one_of("io", disk.io.as_deref(), &["", "native", "threads"]);
+    let policies = ["", "stop"];
+    report.expect_one_of("errorPolicy", disk.error_policy.as_deref(), &policies);
+}
+
+fn networks(spec: &InstanceSpec, report: &mut Report<'_>) {
+    let interfaces = &spec.domain.devices.interfaces;
+    for (index, network) in spec.networks.iter().enumerate() {
+        let mut report = report.below(&format!("networks[{index}]"));
+        if network.pod.is_some() == network.multus.is_some() {
+            report.refuse("", "write exactly one of pod and multus");
+        }
+        if !interfaces
+            .iter()
+            .any(|interface| interface.name == network.name)
+        {
+            report.refuse("name", format!("there is no interface `{}`", network.name));
+        }
+        let same = |other: &&crate::api::network::Network| other.name == network.name;
+        if spec.networks.iter().filter(same).count() > 1 {
+            report.refuse("name", "another network is called so");
+        }
+    }
+    if spec
+        .networks
+        .iter()
+        .filter(|network| network.pod.is_some())
+        .count()
+        > 1
+    {
+        report.refuse("networks", "the pod's network can be there once");
+    }
+    for (index, interface) in interfaces.iter().enumerate() {
+        let mut report = report.below(&format!("domain.devices.interfaces[{index}]"));
+        self::interface(spec, interface, &mut report);
+    }
+}
+
+fn interface(spec: &InstanceSpec, interface: &Interface, report: &mut Report<'_>) {
+    let of = |name: &str| spec.networks.iter().find(|network| network.name == name);
+    let Some(network) = of(&interface.name) else {
+        return report.refuse("name", format!("there is no network `{}`", interface.name));
+    };
+    if interface.masquerade.is_some() == interface.bridge.is_some() {
+        report.refuse("", "write exactly one of masquerade and bridge");
+    }
+    if network.multus.is_some() && interface.masquerade.is_some() {
+        report.refuse(
+            "masquerade",
+            "only the pod's own network can be behind its address",
+        );
+    }
+    report.expect_one_of("model", interface.model.as_deref(), &["", "virtio"]);
+    for (index, port) in interface.ports.iter().enumerate() {
+        let mut report = report.below(&format!("ports[{index}]"));
+        if port.port == 0 {
+            report.refuse("port", "write 1 to 65535");
+        }
+        report.expect_one_of("protocol", port.protocol.as_deref(), &["", "TCP", "UDP"]);
+    }
+}
