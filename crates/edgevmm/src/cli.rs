@@ -123,6 +123,12 @@ pub struct RunArgs {
     /// files but those it has, and only the system calls that each of its threads needs
     #[arg(long)]
     pub sandbox: bool,
+    /// Descriptors that the sandbox keeps, as the machine names files by them (/proc/self/fd/N)
+    #[arg(long, hide = true, value_delimiter = ',', requires = "sandbox")]
+    pub given_fds: Vec<i32>,
+    /// Leave the machine's folder to whoever started this: in its sandbox the VMM can't remove it
+    #[arg(long, hide = true, requires = "sandbox", conflicts_with = "detach")]
+    pub leave_folder: bool,
     #[command(flatten)]
     pub machine: MachineArgs,
     #[command(flatten)]

@@ -195,7 +195,11 @@ fn report(ready: &mut Option<File>, failure: Option<&Failure>) -> io::Result<()>
 }
 
 /// Takes a file descriptor that the parent handed on, and hands it on no further.
-fn inherited(fd: i32) -> anyhow::Result<OwnedFd> {
+///
+/// # Errors
+///
+/// When none was handed on by that number.
+pub fn inherited(fd: i32) -> anyhow::Result<OwnedFd> {
     anyhow::ensure!(fd > 2, "{fd} is a standard stream");
     std::fs::symlink_metadata(format!("/proc/self/fd/{fd}"))
         .with_context(|| format!("The file descriptor {fd} is not open"))?;

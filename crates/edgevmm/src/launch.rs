@@ -1,6 +1,7 @@
 //! Running a machine in this process, with the console on the terminal if it is to be there.
 
 use std::io::{self, Read};
+use std::os::fd::{OwnedFd, RawFd};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use edgevmm_vmm::service::{Resizer, resize};
 use edgevmm_vmm::{Started, VmmError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::detach::inherited;
 use crate::doctor;
 use crate::escape::{Escape, Typed};
 use crate::exit::{self, Failure, Outcome};
@@ -46,36 +48,73 @@ pub fn claim(vm: &mut VmConfig) -> Result<MachineClaim, Failure> {
     Ok(claim)
 }
 
-/// Runs a machine to its end in the foreground. Nothing of it is left then.
+/// The sandbox of a machine in the foreground.
+#[derive(Debug, Default)]
+pub struct Sandbox {
+    /// Descriptors by which the machine names files, and which are handed down for that.
+    pub given: Vec<RawFd>,
+    /// Whether whoever started this process removes the machine's folder.
+    pub leave_folder: bool,
+}
+
+/// Who removes a machine's folder at its end.
+#[derive(Debug)]
+enum Remover {
+    Itself,
+    Janitor(Janitor),
+    Parent,
+}
+
+/// Runs a machine to its end in the foreground. Nothing of it is left then, but for a folder that is
+/// left to the parent.
 ///
 /// # Errors
 ///
 /// When it can't be started.
-pub fn foreground(mut vm: VmConfig, sandbox: bool) -> Outcome {
-    if sandbox {
-        edgevmm_sandbox::close_inherited(&[]).context("Can't tell which files are open")?;
+pub fn foreground(mut vm: VmConfig, sandbox: Option<Sandbox>) -> Outcome {
+    let mut given = Vec::new();
+    if let Some(sandbox) = &sandbox {
+        given = take_given(&sandbox.given)?;
     } else {
         messages_in_background()?;
     }
     let mut claim = claim(&mut vm)?;
-    let mut janitor = None;
-    if sandbox {
-        let sockets: Vec<_> = vm.channels.iter().map(|it| it.socket.clone()).collect();
-        let started = Janitor::start(claim, &sockets).context("Can't start a process")?;
-        (janitor, claim) = (Some(started.0), started.1);
+    let mut remover = Remover::Itself;
+    if let Some(sandbox) = sandbox {
+        if sandbox.leave_folder {
+            remover = Remover::Parent;
+        } else {
+            let sockets: Vec<_> = vm.channels.iter().map(|it| it.socket.clone()).collect();
+            let started = Janitor::start(claim, &sockets).context("Can't start a process")?;
+            (remover, claim) = (Remover::Janitor(started.0), started.1);
+        }
         // Until then there may be one thread only.
         begin_sandbox()?;
         messages_in_background()?;
     }
     doctor::warn_of_software_backend();
-    let result = run_on_terminal(&vm, &claim);
+    let result = run_on_terminal(&vm, &claim, given);
     let name = claim.dir().name().to_owned();
-    if let Some(janitor) = janitor {
-        janitor.finish();
-    } else if let Err(error) = claim.remove() {
-        tracing::warn!("{:#}", anyhow::Error::from(error));
+    match remover {
+        Remover::Janitor(janitor) => janitor.finish(),
+        Remover::Parent => {}
+        Remover::Itself => {
+            if let Err(error) = claim.remove() {
+                tracing::warn!("{:#}", anyhow::Error::from(error));
+            }
+        }
     }
     Ok(exit::report(&name, &result.map_err(failure)?))
+}
+
+/// Takes over the descriptors that were handed down on purpose, and closes all others.
+fn take_given(given: &[RawFd]) -> Result<Vec<OwnedFd>, Failure> {
+    let mut given = given.to_vec();
+    given.sort_unstable();
+    given.dedup();
+    edgevmm_sandbox::close_inherited(&given).context("Can't tell which files are open")?;
+    let taken: anyhow::Result<Vec<_>> = given.into_iter().map(inherited).collect();
+    Ok(taken.context("A file was not handed on")?)
 }
 
 fn messages_in_background() -> anyhow::Result<()> {
@@ -125,9 +164,12 @@ pub fn failure(error: VmmError) -> Failure {
 fn run_on_terminal(
     vm: &VmConfig,
     claim: &MachineClaim,
+    given: Vec<OwnedFd>,
 ) -> Result<edgevmm_api::ExitRecord, VmmError> {
     let mut terminal = None;
     let result = edgevmm_vmm::run(vm, claim, |started| {
+        // What the machine needs of them it has opened.
+        drop(given);
         if let Some(note) = &started.boot_note {
             term::notice(note);
         }

@@ -175,8 +175,10 @@ fn run(args: RunArgs, log_filter: &str) -> Outcome {
         dry_run,
         json,
         sandbox,
+        leave_folder,
         ..
     } = args;
+    let given = args.given_fds.clone();
     let vm = resolve::resolve(args)?;
     host::check(&vm)?;
     if dry_run {
@@ -194,6 +196,10 @@ fn run(args: RunArgs, log_filter: &str) -> Outcome {
     if detach {
         detach::run(vm, log_filter, sandbox)
     } else {
+        let sandbox = sandbox.then_some(launch::Sandbox {
+            given,
+            leave_folder,
+        });
         launch::foreground(vm, sandbox)
     }
 }

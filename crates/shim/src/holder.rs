@@ -7,7 +7,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -184,10 +184,13 @@ fn connect(vmm: &Vmm, node: Node) -> Result<(), Failure> {
 fn become_vmm(vmm: &Vmm) -> Failure {
     let given = vmm.given.iter().map(|file| file.open(&vmm.program));
     // Held until the VMM has taken over.
-    let _files: Vec<_> = match given.collect() {
+    let files: Vec<OwnedFd> = match given.collect() {
         Ok(files) => files,
         Err(error) => return error,
     };
+    let numbers = files.iter().map(|file| file.as_raw_fd().to_string());
+    let numbers: Vec<_> = numbers.collect();
+    let given_fds = (!files.is_empty()).then(|| format!("--given-fds={}", numbers.join(",")));
     let open = || -> io::Result<(Stdio, Stdio)> { Ok((input(&vmm.stdin)?, output(&vmm.stdout)?)) };
     let (stdin, stdout) = match open() {
         Ok(streams) => streams,
@@ -197,6 +200,9 @@ fn become_vmm(vmm: &Vmm) -> Failure {
         .arg("run")
         .arg("--config")
         .arg(&vmm.config)
+        // What the daemon removes when the container is deleted the VMM can't touch from inside.
+        .args(["--sandbox", "--leave-folder"])
+        .args(given_fds)
         .env_clear()
         .env(
             "PATH",

@@ -1,6 +1,7 @@
 //! Commands on machines that are there: through their API, and through their folders when they
 //! have ended.
 
+mod channels;
 mod list;
 mod memory;
 
@@ -372,9 +373,13 @@ pub async fn rm(args: &RmArgs) -> Outcome {
         if args.force && dir.is_alive().map_err(Failure::host)? {
             force_end(&name).await?;
         }
+        let sockets = channels::of(&dir);
         match dir.remove() {
             // A machine in the foreground removes its folder itself.
-            Ok(()) | Err(RuntimeDirError::NotFound { .. }) => Ok(ExitCode::SUCCESS),
+            Ok(()) | Err(RuntimeDirError::NotFound { .. }) => {
+                channels::remove(&sockets);
+                Ok(ExitCode::SUCCESS)
+            }
             Err(error) => Err(Failure::usage(error)),
         }
     })

@@ -5,6 +5,7 @@ mod container;
 mod create;
 mod exec;
 mod log;
+mod processes;
 mod spawn;
 mod state;
 

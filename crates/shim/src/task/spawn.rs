@@ -11,6 +11,7 @@ use tokio::process::{Child, ChildStderr, ChildStdin, Command};
 use tokio::sync::watch;
 
 use super::log::Log;
+use super::processes;
 use crate::holder::{Plan, READY};
 use crate::process::Process;
 use crate::ttrpc::{CallError, Code};
@@ -71,14 +72,19 @@ pub async fn spawn(plan: &Plan, log: Log) -> Result<Spawned, CallError> {
         CallError::new(Code::Unknown, message)
     };
     // By this name it is the same program also after the file was replaced.
-    let mut child = Command::new("/proc/self/exe")
+    let mut command = Command::new("/proc/self/exe");
+    let command = command
         .arg("hold")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(failed)?;
+        .kill_on_drop(true);
+    let mut start = || command.spawn();
+    let child = match plan.vmm {
+        Some(_) => processes::in_own(start),
+        None => start(),
+    };
+    let mut child = child.map_err(failed)?;
     let no_pipe = || failed(io::ErrorKind::BrokenPipe.into());
     let mut stdin = child.stdin.take().ok_or_else(no_pipe)?;
     let stdout = child.stdout.take().ok_or_else(no_pipe)?;

@@ -6,7 +6,9 @@ mod any_order;
 mod faults;
 mod guest;
 mod ordinary;
+mod puppet;
 mod shim;
+mod taken_over;
 mod volumes;
 
 use edgevmm_shim::proto::task::ExecRequest;
@@ -78,6 +80,14 @@ fn volumes_become_disks() {
     run(async {
         let shim = Shim::start("a").await;
         volumes::become_disks(&shim).await;
+    });
+}
+
+#[test]
+fn a_vmm_that_was_taken_over_reaches_nothing() {
+    run(async {
+        let (shim, other) = (Shim::start("a").await, Shim::start("a").await);
+        taken_over::reaches_nothing(&shim, &other).await;
     });
 }
 
