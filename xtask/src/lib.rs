@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod bench;
 pub mod cache;
+pub mod dist;
 pub mod guests;
 pub mod host;
 pub mod images;

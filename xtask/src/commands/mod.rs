@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod dist;
 mod guests;
 mod images;
 mod lab;
@@ -32,6 +33,7 @@ enum Task {
     Bench(bench::BenchCommand),
     Guests(guests::GuestsCommand),
     Pods(pods::PodsCommand),
+    Dist(dist::DistCommand),
     /// Tell whether this host's KVM runs stock kernels; if not, tasks use the lab.
     ///
     /// Exit code 0 when it does, 1 when not.
@@ -66,6 +68,7 @@ impl Cli {
             Task::Bench(command) => command.run(),
             Task::Guests(command) => command.run(),
             Task::Pods(command) => command.run(),
+            Task::Dist(command) => command.run(),
             Task::DoctorKvm { json } => doctor_kvm(json),
             Task::Agent(AgentCommand::Init) => xtask::agent::init().map(|()| ExitCode::SUCCESS),
             Task::Agent(AgentCommand::Probe) => {
