@@ -4,7 +4,7 @@ use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, Command};
@@ -20,6 +20,10 @@ use crate::ttrpc::{CallError, Code};
 const MAX_TAIL: usize = 2048;
 /// Longest line of a message; longer ones are cut up.
 const MAX_LINE: u64 = 4096;
+/// Bytes of messages that are taken within a [`SPAN`]: a VMM that was taken over could write without end.
+const MAX_IN_SPAN: u64 = 64 << 10;
+/// How long the writer of more than that waits at most.
+const SPAN: Duration = Duration::from_secs(10);
 /// How long the last messages of a process that has ended may take.
 const DRAIN: Duration = Duration::from_millis(500);
 
@@ -45,6 +49,31 @@ impl Tail {
         let excess = tail.len().saturating_sub(MAX_TAIL);
         let cut = (excess..tail.len()).find(|at| tail.is_char_boundary(*at));
         tail.drain(..cut.unwrap_or(0));
+    }
+}
+
+/// How much of a process's messages is taken.
+#[derive(Debug)]
+struct Allowance {
+    since: Instant,
+    left: u64,
+}
+
+impl Allowance {
+    fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            left: MAX_IN_SPAN,
+        }
+    }
+
+    /// Counts what was taken. Gives the time until which nothing more is.
+    fn spend(&mut self, bytes: u64, now: Instant) -> Option<Instant> {
+        if now.saturating_duration_since(self.since) >= SPAN {
+            *self = Self::new(now);
+        }
+        self.left = self.left.saturating_sub(bytes);
+        (self.left == 0).then(|| self.since + SPAN)
     }
 }
 
@@ -140,6 +169,7 @@ async fn follow(
 async fn follow_messages(stderr: ChildStderr, tail: Tail, log: Log) {
     let mut reader = BufReader::with_capacity(512, stderr);
     let mut line = Vec::new();
+    let mut allowance = Allowance::new(Instant::now());
     loop {
         line.clear();
         match (&mut reader)
@@ -153,6 +183,10 @@ async fn follow_messages(stderr: ChildStderr, tail: Tail, log: Log) {
         let text = String::from_utf8_lossy(&line);
         tail.push(&text);
         log.say(text.trim_end());
+        let bytes = u64::try_from(line.len()).unwrap_or(u64::MAX);
+        if let Some(until) = allowance.spend(bytes, Instant::now()) {
+            tokio::time::sleep_until(until.into()).await;
+        }
     }
 }
 
@@ -182,6 +216,16 @@ mod tests {
             text.len() <= MAX_TAIL && text.ends_with("line 999"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn who_writes_without_end_waits() {
+        let begin = Instant::now();
+        let mut allowance = Allowance::new(begin);
+        assert_eq!(allowance.spend(MAX_IN_SPAN - 1, begin), None);
+        let until = allowance.spend(MAX_LINE, begin + SPAN / 2);
+        assert_eq!(until, Some(begin + SPAN));
+        assert_eq!(allowance.spend(MAX_LINE, begin + SPAN), None);
     }
 
     #[test]
