@@ -53,6 +53,8 @@ fn loosen(schema: &mut Value) {
     if map.get("description").is_some_and(long) {
         map.remove("description");
     }
+    // An object stays as its user wrote it.
+    map.remove("default");
     for part in ["items", "additionalProperties"] {
         if let Some(schema) = map.get_mut(part) {
             loosen(schema);

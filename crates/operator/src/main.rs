@@ -2,6 +2,7 @@
 //! runtime class is edgevmm. One process, no daemon on nodes; it hears of changes by watching.
 
 mod cli;
+mod controllers;
 
 use std::process::ExitCode;
 

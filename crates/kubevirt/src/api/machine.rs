@@ -40,6 +40,7 @@ pub struct MachineSpec {
     pub template: Template,
     /// Claims that are made and filled for it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<BTreeMap<String, Value>>")]
     pub data_volume_templates: Vec<Value>,
 }
 

@@ -63,6 +63,11 @@ impl Report<'_> {
     fn expect_one_of(&mut self, field: &str, value: Option<&str>, known: &[&str]) {
         if let Some(value) = value.filter(|value| !known.contains(value)) {
             let value: String = value.chars().take(60).collect();
+            let known: Vec<_> = known
+                .iter()
+                .filter(|name| !name.is_empty())
+                .copied()
+                .collect();
             let known = known.join(", ");
             self.refuse(
                 field,

@@ -16,6 +16,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::{Resource, ResourceExt};
+use uuid::Uuid;
 
 use crate::api::VirtualMachineInstance;
 use crate::api::network::Port;
@@ -41,6 +42,8 @@ const NOT_COPIED: &str = "kubectl.kubernetes.io/";
 const GRACE_PERIOD: i64 = 30;
 /// Longest value of a label.
 const MAX_LABEL: usize = 63;
+/// How much of an instance's name its pod's has.
+const MAX_NAME: usize = 200;
 
 /// Why there is no pod yet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -147,6 +150,18 @@ pub fn of_instance(
     })
 }
 
+/// The name of an instance's pod. It follows from the instance, so that none gets two.
+#[must_use]
+pub fn name(instance: &VirtualMachineInstance) -> String {
+    let name: String = instance.name_any().chars().take(MAX_NAME).collect();
+    let uid = instance.uid().unwrap_or_default();
+    let hash = Uuid::new_v5(&Uuid::NAMESPACE_OID, uid.as_bytes())
+        .simple()
+        .to_string();
+    let hash: String = hash.chars().take(5).collect();
+    format!("virt-launcher-{}-{hash}", name.trim_end_matches(['-', '.']))
+}
+
 fn filled<T>(list: Vec<T>) -> Option<Vec<T>> {
     (!list.is_empty()).then_some(list)
 }
@@ -217,10 +232,7 @@ fn metadata(
     );
     annotations.extend(of_runtime);
     Ok(ObjectMeta {
-        generate_name: Some(format!(
-            "virt-launcher-{}-",
-            name.trim_end_matches(['-', '.'])
-        )),
+        name: Some(self::name(instance)),
         namespace: instance.namespace(),
         labels: Some(labels),
         annotations: Some(annotations),

@@ -115,8 +115,8 @@ fn without_pod(instance: &VirtualMachineInstance, status: &mut InstanceStatus, n
 fn with_pod(spec: &InstanceSpec, pod: &Pod, status: &mut InstanceStatus, now: &Time) {
     let pod_status = pod.status.clone().unwrap_or_default();
     let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
-    let uid = pod.uid().unwrap_or_default();
-    status.active_pods = Some(BTreeMap::from([(uid, node.clone().unwrap_or_default())]));
+    let place = pod.uid().zip(node.clone());
+    status.active_pods = place.map(|place| BTreeMap::from([place]));
     status.qos_class = pod_status.qos_class;
     let container = pod.spec.as_ref().and_then(|spec| spec.containers.first());
     status.launcher_container_image_version =
