@@ -10,6 +10,7 @@ use serde_json::Value;
 pub(crate) const FIRMWARE: &str = "edgevmm-fast";
 /// The program that containerd starts, beside `edgevmm`.
 pub(crate) const SHIM: &str = "containerd-shim-edgevmm-v1";
+const OPERATOR: &str = "edgevmm-operator";
 
 /// The root of the workspace.
 pub(crate) fn workspace() -> &'static Path {
@@ -29,24 +30,40 @@ pub(crate) fn edgevmm() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("EDGEVMM_BIN") {
         return std::path::absolute(path).context("EDGEVMM_BIN is no path");
     }
-    let output = cargo()
+    let mut build = cargo();
+    build
         .args(["build", "--release", "--quiet", "--package", "edgevmm"])
         .args(["--package", FIRMWARE, "--bin", FIRMWARE])
         .args(["--package", "edgevmm-shim", "--bin", SHIM])
-        .args([
-            "--bin",
-            "edgevmm",
-            "--message-format",
-            "json-render-diagnostics",
-        ])
+        .args(["--bin", "edgevmm"]);
+    built(&mut build, "edgevmm")
+}
+
+/// The path of `edgevmm-operator`: `$EDGEVMM_OPERATOR_BIN`, or else a build for tests.
+///
+/// # Errors
+/// It does not build.
+pub fn operator() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("EDGEVMM_OPERATOR_BIN") {
+        return std::path::absolute(path).context("EDGEVMM_OPERATOR_BIN is no path");
+    }
+    let mut build = cargo();
+    build.args(["build", "--quiet", "--package", OPERATOR]);
+    built(&mut build, OPERATOR)
+}
+
+/// Builds a program, and tells where it is.
+fn built(build: &mut Command, name: &str) -> Result<PathBuf> {
+    let output = build
+        .args(["--message-format", "json-render-diagnostics"])
         .stderr(Stdio::inherit())
         .output()
         .context("Cannot start cargo")?;
-    ensure!(output.status.success(), "edgevmm does not build");
+    ensure!(output.status.success(), "{name} does not build");
     String::from_utf8_lossy(&output.stdout)
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|message| message["target"]["name"] == "edgevmm")
+        .filter(|message| message["target"]["name"] == name)
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .context("cargo does not say where it put edgevmm")
+        .with_context(|| format!("cargo does not say where it put {name}"))
 }

@@ -6,6 +6,7 @@
 //! never for time to pass; limits of patience are those of the host, as a lab on a busy machine is
 //! some ten times slower than hardware.
 
+mod api_server;
 mod binary;
 mod cluster;
 mod command;
@@ -20,6 +21,8 @@ mod slots;
 use anyhow::{Context, Result};
 use xtask::lab::Machine;
 
+pub use api_server::{ApiServer, FakeKubelet};
+pub use binary::operator;
 pub use cluster::Cluster;
 pub use command::{Command, Output};
 pub use containerd::Node;

@@ -182,6 +182,11 @@ impl Running {
         }
     }
 
+    /// Whether it has not ended.
+    pub(crate) fn is_running(&self) -> bool {
+        self.state.lock().code.is_none()
+    }
+
     /// Waits for the end. A child left behind may keep the streams open for ever, so they get only
     /// a moment longer.
     pub(crate) fn wait(&self, timeout: Duration) -> Result<Output> {

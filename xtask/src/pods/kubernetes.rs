@@ -33,6 +33,31 @@ const PROGRAMS: [&str; 4] = [
 const RUNTIME_CLIENT: &str = "vendor/k8s.io/cri-api/pkg/apis/runtime/v1alpha2/api.pb.go";
 /// Where the kubelet waits five seconds for a Docker that is not there.
 const DOCKER_FACTORY: &str = "vendor/github.com/google/cadvisor/container/docker/factory.go";
+/// What iterates over maps for JSON, in a way that Go's own library had before 1.18; with this compiler
+/// the API server dies at the first object of a custom resource.
+const MAP_ITERATOR: &str = "vendor/github.com/modern-go/reflect2/unsafe_map.go";
+const OLD_ITERATION: &str = "
+func (type2 *UnsafeMapType) UnsafeIterate(obj unsafe.Pointer) MapIterator {
+	return &UnsafeMapIterator{
+		hiter:      mapiterinit(type2.rtype, *(*unsafe.Pointer)(obj)),
+";
+/// The caller makes the iterator, of which `hiter` is the beginning only.
+const NEW_ITERATION: &str = "
+type wholeIterator struct {
+	hiter
+	pointers [6]unsafe.Pointer
+	numbers  [4]uint64
+}
+
+//go:linkname beginIteration reflect.mapiterinit
+func beginIteration(rtype, m unsafe.Pointer, iterator *wholeIterator)
+
+func (type2 *UnsafeMapType) UnsafeIterate(obj unsafe.Pointer) MapIterator {
+	iterator := new(wholeIterator)
+	beginIteration(type2.rtype, *(*unsafe.Pointer)(obj), iterator)
+	return &UnsafeMapIterator{
+		hiter:      &iterator.hiter,
+";
 
 /// Whether `mirror` has what is needed.
 pub(super) fn exists(mirror: &Mirror) -> bool {
@@ -139,6 +164,7 @@ impl Build {
                 "const rootDirRetries = 5",
                 "const rootDirRetries = 0",
             ),
+            (MAP_ITERATOR, OLD_ITERATION, NEW_ITERATION),
         ];
         let mut replaced = serde_json::Map::new();
         for (number, (file, from, to)) in changes.into_iter().enumerate() {

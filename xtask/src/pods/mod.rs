@@ -81,7 +81,7 @@ impl Pods {
         if !kubernetes::exists(&mirror) {
             return Ok(None);
         }
-        let folder = self.dir.join("kubernetes");
+        let folder = self.dir.join("kubernetes-1.20");
         let _lock = DirLock::exclusive(&self.dir)?;
         let recipe = cache::recipe((&mirror, KUBERNETES_RECIPE));
         cache::ensure(&folder, recipe, |dir| {

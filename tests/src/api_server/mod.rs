@@ -1,0 +1,459 @@
+//! Kubernetes' API server on this machine, without nodes: what a controller talks to.
+
+mod certificates;
+mod kubelet;
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use kube::client::Body;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::command::Output;
+use crate::host::tail;
+use crate::native::Running;
+use crate::{binary, prepare};
+
+pub use kubelet::FakeKubelet;
+
+/// How long anything may take, on a machine that is busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks at what a test waits for.
+const GLANCE: Duration = Duration::from_millis(50);
+/// Attempts at a start, as somebody else may take a port that was free.
+const ATTEMPTS: u32 = 3;
+
+const RUNTIME_CLASS: &str = "
+apiVersion: node.k8s.io/v1
+kind: RuntimeClass
+metadata: {name: edgevmm}
+handler: edgevmm
+";
+
+/// An API server with its etcd. Dropping it ends all that was started by it and removes all files.
+///
+/// Requests of others that it passes on (aggregated APIs, webhooks) reach a server of the test's by
+/// [`ApiServer::route`].
+pub struct ApiServer {
+    programs: PathBuf,
+    port: u16,
+    processes: Vec<(String, Running)>,
+    runtime: Runtime,
+    client: Client,
+    dir: TempDir,
+}
+
+impl std::fmt::Debug for ApiServer {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { port, dir, .. } = self;
+        write!(formatter, "ApiServer({port}, {})", dir.path().display())
+    }
+}
+
+impl ApiServer {
+    /// Starts one and waits until it is ready. None where there are no programs for it.
+    ///
+    /// # Errors
+    /// The programs can't be had, or don't start.
+    pub fn start() -> Result<Option<Self>> {
+        let Some(programs) = prepare::pods()?.kubernetes()? else {
+            eprintln!("Skipped: this distribution has no sources of Kubernetes");
+            return Ok(None);
+        };
+        let mut attempt = 1;
+        loop {
+            match Self::attempt(&programs) {
+                Err(error) if attempt < ATTEMPTS => eprintln!("Once more: {error:#}"),
+                result => return result.map(Some),
+            }
+            attempt += 1;
+        }
+    }
+
+    fn attempt(programs: &Path) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("evm-api-").tempdir()?;
+        certificates::write(dir.path())?;
+        // All three at once, so that they differ.
+        let taken = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0"));
+        let mut ports = Vec::new();
+        for listener in taken {
+            ports.push(listener?.local_addr()?.port());
+        }
+        let &[port, etcd, peers] = &*ports else {
+            bail!("No three ports")
+        };
+        write_config(dir.path(), "admin", port)?;
+        write_config(dir.path(), "controllers", port)?;
+        // By whom, with which token, in which groups.
+        let tokens = "admin,admin,1,system:masters\n\
+                      controllers,system:kube-controller-manager,2,\n";
+        fs::write(dir.path().join("tokens"), tokens)?;
+        let runtime = runtime()?;
+        let config = dir.path().join("admin.conf");
+        let client = runtime.block_on(connect(&config))?;
+        let mut server = Self {
+            programs: programs.to_owned(),
+            port,
+            processes: Vec::new(),
+            runtime,
+            client,
+            dir,
+        };
+        server.start_etcd(etcd, peers)?;
+        server.start_server(port, etcd)?;
+        server.wait_until_ready()?;
+        server.apply(RUNTIME_CLASS)?;
+        Ok(server)
+    }
+
+    /// Starts the controller manager with these controllers of it, like `garbagecollector`.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn start_controllers(&mut self, names: &[&str]) -> Result<()> {
+        let options = [
+            ("kubeconfig", self.path("controllers.conf")),
+            ("leader-elect", "false".to_owned()),
+            ("controllers", names.join(",")),
+            ("use-service-account-credentials", "false".to_owned()),
+            ("cert-dir", self.path("controllers")),
+            ("secure-port", "0".to_owned()),
+            ("port", "0".to_owned()),
+        ];
+        self.spawn_part("kube-controller-manager", &options)
+    }
+
+    /// The configuration of a client that may do everything.
+    #[must_use]
+    pub fn kubeconfig(&self) -> String {
+        self.path("admin.conf")
+    }
+
+    /// The path of a file in the test's directory.
+    #[must_use]
+    pub fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+
+    /// A client of Rust's, and the runtime for it.
+    #[must_use]
+    pub const fn client(&self) -> (&Client, &Runtime) {
+        (&self.client, &self.runtime)
+    }
+
+    /// Runs `kubectl` to its end.
+    ///
+    /// # Errors
+    /// It can't be started, or takes too long.
+    pub fn kubectl<S: AsRef<str>>(&self, arguments: impl IntoIterator<Item = S>) -> Result<Output> {
+        let mut command = Command::new(self.programs.join("kubectl"));
+        command.args(["--kubeconfig", &self.kubeconfig()]);
+        command.args(["--cache-dir", &self.path("kubectl")]);
+        let arguments: Vec<_> = arguments.into_iter().collect();
+        let shown: Vec<_> = arguments.iter().map(AsRef::as_ref).collect();
+        command.args(&shown).current_dir(self.dir.path());
+        let running = Running::spawn(&mut command, false)?;
+        running.close_stdin();
+        let output = running.wait(PATIENCE)?;
+        let said = tail(&output.stderr, 2000).trim_end();
+        eprintln!("+ kubectl {} -> {} {said}", shown.join(" "), output.code);
+        Ok(output)
+    }
+
+    /// Makes or changes objects, by `kubectl apply`.
+    ///
+    /// # Errors
+    /// They are refused.
+    pub fn apply(&self, objects: &str) -> Result<()> {
+        let file = tempfile::NamedTempFile::new_in(self.dir.path())?;
+        fs::write(file.path(), objects)?;
+        let path = file.path().display().to_string();
+        self.kubectl(["apply", "-f", &path])?.expect_code(0)?;
+        Ok(())
+    }
+
+    /// The object at a path of the API, unless there is none.
+    ///
+    /// # Errors
+    /// The request fails otherwise.
+    pub fn get(&self, path: &str) -> Result<Option<Value>> {
+        match self.request("GET", path, None) {
+            Err(error) if is_not_found(&error) => Ok(None),
+            result => result.map(Some),
+        }
+    }
+
+    /// Makes an object, in the collection at a path.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub fn create(&self, path: &str, object: &Value) -> Result<Value> {
+        self.request("POST", path, Some(("application/json", object)))
+    }
+
+    /// Merges something into the object, or its part, at a path: what is null is removed.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub fn patch(&self, path: &str, change: &Value) -> Result<Value> {
+        self.request(
+            "PATCH",
+            path,
+            Some(("application/merge-patch+json", change)),
+        )
+    }
+
+    /// Deletes the object at a path; its finalizers may keep it.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub fn delete(&self, path: &str) -> Result<()> {
+        self.request("DELETE", path, None).map(drop)
+    }
+
+    /// Waits until the object at a path is as wanted, and gives it.
+    ///
+    /// # Errors
+    /// It does not come to be so, with what it is.
+    pub fn wait_for(
+        &self,
+        path: &str,
+        wanted: &str,
+        is_so: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
+        let found = self.wait(path, |object| object.filter(|it| is_so(it)).cloned());
+        found.with_context(|| format!("Waited for {path} to be {wanted}"))
+    }
+
+    /// Waits until there is no object at a path.
+    ///
+    /// # Errors
+    /// There still is one, with what it is.
+    pub fn wait_until_gone(&self, path: &str) -> Result<()> {
+        let gone = self.wait(path, |object| object.is_none().then_some(()));
+        gone.with_context(|| format!("Waited for {path} to be gone"))
+    }
+
+    fn wait<T>(&self, path: &str, ready: impl Fn(Option<&Value>) -> Option<T>) -> Result<T> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let object = self.get(path)?;
+            if let Some(value) = ready(object.as_ref()) {
+                return Ok(value);
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "It is still {}",
+                serde_json::to_string_pretty(&object)?
+            );
+            thread::sleep(GLANCE);
+        }
+    }
+
+    fn request(&self, method: &str, path: &str, body: Option<(&str, &Value)>) -> Result<Value> {
+        let mut request = http::Request::builder().method(method).uri(path);
+        let mut bytes = Vec::new();
+        if let Some((kind, value)) = body {
+            request = request.header("content-type", kind);
+            bytes = serde_json::to_vec(value)?;
+        }
+        let request = request.body(bytes)?;
+        let answer = self.runtime.block_on(self.client.request(request));
+        answer.with_context(|| format!("{method} {path}"))
+    }
+
+    /// Lets the API server find a server on this machine as a service, whatever its port.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub fn route(&self, namespace: &str, service: &str) -> Result<()> {
+        self.apply(&format!(
+            "apiVersion: v1\nkind: Service\n\
+             metadata: {{name: {service}, namespace: {namespace}}}\n\
+             spec: {{type: ExternalName, externalName: localhost}}\n"
+        ))
+    }
+
+    /// Starts a node without containers.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn start_kubelet(&self) -> Result<FakeKubelet> {
+        FakeKubelet::start(self.kubeconfig().as_ref())
+    }
+
+    /// Says that a pod ended, its containers with an exit code.
+    ///
+    /// # Errors
+    /// There is no such pod.
+    pub fn end_pod(&self, namespace: &str, name: &str, code: i32) -> Result<()> {
+        let end = kubelet::end(&self.client, namespace, name, code);
+        self.runtime.block_on(end)
+    }
+
+    /// Starts the operator against this server, which ends with it.
+    ///
+    /// # Errors
+    /// It does not build or start.
+    pub fn start_operator(&mut self, arguments: &[&str]) -> Result<()> {
+        let mut command = Command::new(binary::operator()?);
+        command.args(arguments).env("KUBECONFIG", self.kubeconfig());
+        self.spawn("edgevmm-operator", &command)
+    }
+
+    fn start_etcd(&mut self, port: u16, peers: u16) -> Result<()> {
+        let (client, peer) = (local("http", port), local("http", peers));
+        let options = [
+            ("data-dir", self.path("etcd")),
+            ("listen-client-urls", client.clone()),
+            ("advertise-client-urls", client),
+            ("listen-peer-urls", peer.clone()),
+            ("initial-advertise-peer-urls", peer.clone()),
+            ("initial-cluster", format!("default={peer}")),
+        ];
+        self.spawn_part("etcd", &options)
+    }
+
+    fn start_server(&mut self, port: u16, etcd: u16) -> Result<()> {
+        let options = [
+            ("etcd-servers", local("http", etcd)),
+            ("bind-address", "127.0.0.1".to_owned()),
+            ("advertise-address", "127.0.0.1".to_owned()),
+            ("secure-port", port.to_string()),
+            ("cert-dir", self.path("server")),
+            ("tls-cert-file", self.path("server.crt")),
+            ("tls-private-key-file", self.path("server.key")),
+            ("token-auth-file", self.path("tokens")),
+            ("anonymous-auth", "false".to_owned()),
+            ("authorization-mode", "RBAC".to_owned()),
+            // Nobody makes the accounts of namespaces.
+            ("disable-admission-plugins", "ServiceAccount".to_owned()),
+            ("service-cluster-ip-range", "10.96.0.0/24".to_owned()),
+            ("service-account-issuer", "https://localhost".to_owned()),
+            (
+                "service-account-signing-key-file",
+                self.path("accounts.key"),
+            ),
+            ("service-account-key-file", self.path("accounts.pub")),
+            ("endpoint-reconciler-type", "none".to_owned()),
+            ("requestheader-client-ca-file", self.path("proxy-ca.crt")),
+            ("requestheader-allowed-names", "proxy".to_owned()),
+            ("requestheader-username-headers", "X-Remote-User".to_owned()),
+            ("requestheader-group-headers", "X-Remote-Group".to_owned()),
+            (
+                "requestheader-extra-headers-prefix",
+                "X-Remote-Extra-".to_owned(),
+            ),
+            ("proxy-client-cert-file", self.path("proxy.crt")),
+            ("proxy-client-key-file", self.path("proxy.key")),
+        ];
+        self.spawn_part("kube-apiserver", &options)
+    }
+
+    fn spawn_part(&mut self, program: &str, options: &[(&str, String)]) -> Result<()> {
+        let options = options
+            .iter()
+            .map(|(name, value)| format!("--{name}={value}"));
+        let mut command = Command::new(self.programs.join(program));
+        command.args(options);
+        self.spawn(program, &command)
+    }
+
+    /// Starts a program whose messages go to a file.
+    fn spawn(&mut self, name: &str, command: &Command) -> Result<()> {
+        // It also ends when the test is killed, and so drops nothing.
+        let script = r#"exec setpriv --pdeathsig KILL "$@" > "$0.log" 2>&1"#;
+        let mut shell = Command::new("bash");
+        shell.args(["-c", script, name]).arg(command.get_program());
+        shell.args(command.get_args()).current_dir(self.dir.path());
+        for (name, value) in command.get_envs() {
+            shell.env(name, value.unwrap_or_default());
+        }
+        let running = Running::spawn(&mut shell, false)?;
+        running.close_stdin();
+        self.processes.push((name.to_owned(), running));
+        Ok(())
+    }
+
+    fn wait_until_ready(&self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = self.runtime.block_on(ready(&self.client)) {
+            for (name, running) in &self.processes {
+                ensure!(running.is_running(), "{name} ended: {error:#}");
+            }
+            if Instant::now() > deadline {
+                return Err(error.context("The API server does not get ready"));
+            }
+            thread::sleep(GLANCE);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        while let Some((name, running)) = self.processes.pop() {
+            let log = fs::read_to_string(self.dir.path().join(format!("{name}.log")));
+            let log = log.unwrap_or_default();
+            eprintln!("--- the end of what {name} wrote:\n{}", last_words(&log));
+            let _ = running.signal(nix::libc::SIGKILL);
+            let _ = running.wait(Duration::from_secs(10));
+        }
+    }
+}
+
+fn runtime() -> std::io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
+}
+
+fn local(scheme: &str, port: u16) -> String {
+    format!("{scheme}://127.0.0.1:{port}")
+}
+
+/// The end of a log; or of a Go program that died, the beginning of what it says of that.
+fn last_words(log: &str) -> &str {
+    let death = ["\npanic: ", "\nfatal error: ", "\nSIGSEGV"];
+    let death = death.iter().filter_map(|words| log.find(words)).min();
+    let end = death.map_or(log.len(), |start| log.len().min(start.saturating_add(3000)));
+    tail(log.get(..end).unwrap_or(log), 3000)
+}
+
+fn write_config(dir: &Path, user: &str, port: u16) -> Result<()> {
+    let server = local("https", port);
+    let authority = dir.join("ca.crt");
+    let config = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: x\n\
+         clusters: [{{name: c, cluster: {{server: \"{server}\", certificate-authority: {}}}}}]\n\
+         users: [{{name: u, user: {{token: {user}}}}}]\n\
+         contexts: [{{name: x, context: {{cluster: c, user: u}}}}]\n",
+        authority.display()
+    );
+    Ok(fs::write(dir.join(format!("{user}.conf")), config)?)
+}
+
+async fn connect(config: &Path) -> Result<Client> {
+    let config = Kubeconfig::read_from(config)?;
+    let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
+    Ok(Client::try_from(config)?)
+}
+
+async fn ready(client: &Client) -> Result<()> {
+    let request = http::Request::get("/readyz").body(Body::empty())?;
+    let status = client.send(request).await?.status();
+    ensure!(status.is_success(), "Not ready: {status}");
+    Ok(())
+}
+
+fn is_not_found(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<kube::Error>();
+    matches!(error, Some(kube::Error::Api(status)) if status.code == 404)
+}
