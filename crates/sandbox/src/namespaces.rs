@@ -49,7 +49,7 @@ pub(crate) fn own_mounts(layers: &mut Layers) -> bool {
     if host_pid() == std::process::id() {
         layers.lacks(
             Layer::Processes,
-            "only machines in the background have their own",
+            "machines in the background and of pods have their own, where the host allows it",
         );
     } else {
         layers.has(Layer::Processes, "own");
