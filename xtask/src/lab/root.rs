@@ -129,9 +129,12 @@ const MODULES: &[&str] = &[
     "sch_htb",
     "sch_netem",
     "cls_u32",
+    "cls_bpf",
     "cls_flower",
     "cls_matchall",
     "act_mirred",
+    "act_nat",
+    "act_skbedit",
     "af_packet",
     "msr",
     // Asked for by name by what needs CRC-32C: nf_tables, ext4, xfs.
