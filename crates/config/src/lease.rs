@@ -1,22 +1,29 @@
 //! The address that a guest gets on a tap, when it asks.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// What a guest's DHCP client is told on an interface whose network has no DHCP server.
-#[derive(Debug, Clone, PartialEq, Eq)]
+use crate::MacAddr;
+
+/// What a guest is told when it asks, by DHCP or for IPv6 routers, on an interface whose network has
+/// nobody who answers that.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LeaseConfig {
-    /// Its address and network.
-    pub address: Network,
+    /// Its IPv4 address and network; without it, such questions go to the network.
+    pub address: Option<Network>,
     /// Where it sends what belongs elsewhere.
     pub gateway: Option<Ipv4Addr>,
     /// Further routes.
     pub routes: Vec<RouteConfig>,
+    /// Its IPv6 address, and the network on the link; without it, such questions go to the network.
+    pub address6: Option<Network6>,
+    /// Where it sends what belongs elsewhere.
+    pub gateway6: Option<Gateway6>,
     /// Name servers.
-    pub dns: Vec<Ipv4Addr>,
+    pub dns: Vec<IpAddr>,
     /// Domains to look names up in.
     pub search: Vec<String>,
     /// The guest's name.
@@ -25,11 +32,41 @@ pub struct LeaseConfig {
 
 /// An address with the bits of its network, written `10.42.0.7/24`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Network {
+pub struct Network<A = Ipv4Addr> {
     /// The address.
-    pub address: Ipv4Addr,
-    /// Bits of the network, up to 32.
+    pub address: A,
+    /// Bits of the network, up to those of an address.
     pub prefix: u8,
+}
+
+/// An IPv6 address with the bits of its network, written `fd00::7/64`.
+pub type Network6 = Network<Ipv6Addr>;
+
+/// An IPv6 router, which guests know by an address of the link only: that address, or the router's MAC
+/// address, for which one is made up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gateway6 {
+    /// Its address of the link.
+    Link(Ipv6Addr),
+    /// Its MAC address.
+    Mac(MacAddr),
+}
+
+/// Addresses of a kind.
+trait Address: FromStr + fmt::Display {
+    const BITS: u8;
+    /// A network of them.
+    const LIKE: &'static str;
+}
+
+impl Address for Ipv4Addr {
+    const BITS: u8 = 32;
+    const LIKE: &'static str = "10.42.0.7/24";
+}
+
+impl Address for Ipv6Addr {
+    const BITS: u8 = 128;
+    const LIKE: &'static str = "fd00::7/64";
 }
 
 /// A route, written `NETWORK/BITS` or `NETWORK/BITS@GATEWAY`.
@@ -45,14 +82,19 @@ pub struct RouteConfig {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NetworkTextError {
     /// A network.
-    #[error("`{0}` is not an address with the bits of its network: write it like 10.42.0.7/24")]
-    Network(String),
+    #[error("`{0}` is not an address with the bits of its network: write it like {1}")]
+    Network(String, &'static str),
     /// A route's gateway.
     #[error("`{0}` is not a route: write NETWORK/BITS@GATEWAY, like 10.42.0.0/16@10.42.0.1")]
     Route(String),
+    /// An IPv6 router.
+    #[error(
+        "`{0}` is not an IPv6 router: write its link-local address, like fe80::1, or its MAC address"
+    )]
+    Gateway6(String),
 }
 
-impl FromStr for Network {
+impl<A: Address> FromStr for Network<A> {
     type Err = NetworkTextError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -61,17 +103,17 @@ impl FromStr for Network {
             let prefix = prefix
                 .parse()
                 .ok()
-                .filter(|prefix| plain && *prefix <= 32)?;
+                .filter(|prefix| plain && *prefix <= A::BITS)?;
             Some((address.parse().ok()?, prefix))
         });
         match parts {
             Some((address, prefix)) => Ok(Self { address, prefix }),
-            None => Err(NetworkTextError::Network(text.to_owned())),
+            None => Err(NetworkTextError::Network(text.to_owned(), A::LIKE)),
         }
     }
 }
 
-impl fmt::Display for Network {
+impl<A: fmt::Display> fmt::Display for Network<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.address, self.prefix)
     }
@@ -104,6 +146,28 @@ impl fmt::Display for RouteConfig {
     }
 }
 
+impl FromStr for Gateway6 {
+    type Err = NetworkTextError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Ok(mac) = text.parse() {
+            return Ok(Self::Mac(mac));
+        }
+        let address = text.parse().ok().filter(Ipv6Addr::is_unicast_link_local);
+        let wrong = || NetworkTextError::Gateway6(text.to_owned());
+        address.map(Self::Link).ok_or_else(wrong)
+    }
+}
+
+impl fmt::Display for Gateway6 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Link(address) => address.fmt(f),
+            Self::Mac(mac) => mac.fmt(f),
+        }
+    }
+}
+
 /// Reads and writes a type as its text.
 macro_rules! as_text {
     ($($type:ty),*) => {$(
@@ -122,7 +186,7 @@ macro_rules! as_text {
     )*};
 }
 
-as_text!(Network, RouteConfig);
+as_text!(Network, Network6, RouteConfig, Gateway6);
 
 #[cfg(test)]
 mod tests {
@@ -136,6 +200,23 @@ mod tests {
             assert_eq!(text.parse::<RouteConfig>().unwrap().to_string(), text);
             let route = format!("{text}@10.42.0.1");
             assert_eq!(route.parse::<RouteConfig>().unwrap().to_string(), route);
+        }
+    }
+
+    #[test]
+    fn those_of_ipv6_are_too() {
+        for text in ["fd00::7/64", "::/0", "fe80::1/128"] {
+            assert_eq!(text.parse::<Network6>().unwrap().to_string(), text);
+        }
+        for text in ["fe80::1", "0a:58:0a:f4:00:01"] {
+            assert_eq!(text.parse::<Gateway6>().unwrap().to_string(), text);
+        }
+        for text in ["fd00::7", "fd00::7/129", "10.0.0.1/24"] {
+            let error = text.parse::<Network6>().unwrap_err().to_string();
+            assert!(error.contains("like fd00::7/64"), "{error}");
+        }
+        for text in ["fd00::1", "10.0.0.1", ""] {
+            assert!(text.parse::<Gateway6>().is_err(), "{text}");
         }
     }
 

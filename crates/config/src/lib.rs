@@ -35,7 +35,7 @@ pub use drive::{DiskBus, DiskKind, SATA_PORTS};
 pub use file::{ConfigFileError, ConfigTextError, MAX_FILE_SIZE};
 pub use flag::{FlagError, escape_value};
 pub use incident::{PanicAction, WatchdogAction, WatchdogConfig};
-pub use lease::{LeaseConfig, Network, NetworkTextError, RouteConfig};
+pub use lease::{Gateway6, LeaseConfig, Network, Network6, NetworkTextError, RouteConfig};
 pub use mac::{MacAddr, MacAddrError};
 pub use name::{MAX_NAME_LEN, NameError, check_name, name_from};
 pub use net::{

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::MacAddr;
-use crate::lease::{LeaseConfig, Network, RouteConfig};
+use crate::lease::{Gateway6, LeaseConfig, Network, Network6, RouteConfig};
 
 /// A network interface.
 ///
@@ -30,7 +30,7 @@ pub enum NetBackendConfig {
     Tap {
         /// Interface name.
         tap: String,
-        /// What the guest's DHCP client is told. If absent its questions go to the tap's network.
+        /// What the guest is told of its addresses. If absent its questions go to the tap's network.
         lease: Option<Box<LeaseConfig>>,
     },
     /// A network of its own behind the host's sockets, without privileges.
@@ -64,9 +64,9 @@ pub enum NetConfigError {
     /// Neither `type` nor `tap` is there.
     #[error("a network interface needs `type` (user, tap): write type=user or tap=NAME")]
     NoType,
-    /// Something to tell a DHCP client, but not its address.
-    #[error("`{0}` is told by DHCP together with an address: add address=10.42.0.7/24")]
-    NoAddress(&'static str),
+    /// Something to tell a guest, but not its address.
+    #[error("`{0}` is told together with an address: add {1}")]
+    NoAddress(&'static str, &'static str),
     /// A tap interface lacks its name.
     #[error("a tap interface needs the name of its device: write tap=NAME")]
     NoTap,
@@ -103,8 +103,12 @@ pub(crate) struct FlatNet {
     gateway: Option<Ipv4Addr>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     routes: Vec<RouteConfig>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address6: Option<Network6>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gateway6: Option<Gateway6>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    dns: Vec<Ipv4Addr>,
+    dns: Vec<IpAddr>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     search: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -112,18 +116,50 @@ pub(crate) struct FlatNet {
 }
 
 impl FlatNet {
-    /// The first of the keys that tell a DHCP client something.
-    fn told(&self) -> Option<&'static str> {
+    /// The keys that tell a guest something and are given, with whether they need an IPv4 address, or
+    /// one of IPv6.
+    fn told(&self) -> impl Iterator<Item = (&'static str, Option<bool>)> {
         [
-            ("address", self.address.is_some()),
-            ("gateway", self.gateway.is_some()),
-            ("routes", !self.routes.is_empty()),
-            ("dns", !self.dns.is_empty()),
-            ("search", !self.search.is_empty()),
-            ("hostname", self.hostname.is_some()),
+            ("address", None, self.address.is_some()),
+            ("address6", None, self.address6.is_some()),
+            ("gateway", Some(false), self.gateway.is_some()),
+            ("routes", Some(false), !self.routes.is_empty()),
+            ("gateway6", Some(true), self.gateway6.is_some()),
+            ("dns", None, !self.dns.is_empty()),
+            ("search", None, !self.search.is_empty()),
+            ("hostname", None, self.hostname.is_some()),
         ]
         .into_iter()
-        .find_map(|(key, given)| given.then_some(key))
+        .filter_map(|(key, needs, given)| given.then_some((key, needs)))
+    }
+
+    /// What the guest is told, if anything.
+    fn lease(self) -> Result<Option<Box<LeaseConfig>>, NetConfigError> {
+        let (has4, has6) = (self.address.is_some(), self.address6.is_some());
+        let lacking = self.told().find(|(_, needs)| match needs {
+            Some(false) => !has4,
+            Some(true) => !has6,
+            None => !has4 && !has6,
+        });
+        if let Some((key, needs)) = lacking {
+            let example = match needs {
+                Some(true) => "address6=fd00::7/64",
+                _ => "address=10.42.0.7/24",
+            };
+            return Err(NetConfigError::NoAddress(key, example));
+        }
+        Ok((has4 || has6).then(|| {
+            Box::new(LeaseConfig {
+                address: self.address,
+                gateway: self.gateway,
+                routes: self.routes,
+                address6: self.address6,
+                gateway6: self.gateway6,
+                dns: self.dns,
+                search: self.search,
+                hostname: self.hostname,
+            })
+        }))
     }
 }
 
@@ -137,31 +173,22 @@ enum NetKind {
 impl TryFrom<FlatNet> for NetConfig {
     type Error = NetConfigError;
 
-    fn try_from(flat: FlatNet) -> Result<Self, Self::Error> {
+    fn try_from(mut flat: FlatNet) -> Result<Self, Self::Error> {
+        let (mac, bootindex) = (flat.mac, flat.bootindex);
+        let told = flat.told().next();
         let implied = flat.tap.as_ref().map(|_| NetKind::Tap);
         let foreign = |key, kind| Err(NetConfigError::ForeignKey { key, kind });
         let backend = match flat.kind.or(implied).ok_or(NetConfigError::NoType)? {
             NetKind::Tap if !flat.forwards.is_empty() => return foreign("forwards", "tap"),
             NetKind::Tap if flat.host_loopback => return foreign("host_loopback", "tap"),
             NetKind::Tap => {
-                let lease = match (flat.address, flat.told()) {
-                    (None, Some(key)) => return Err(NetConfigError::NoAddress(key)),
-                    (None, None) => None,
-                    (Some(address), _) => Some(Box::new(LeaseConfig {
-                        address,
-                        gateway: flat.gateway,
-                        routes: flat.routes,
-                        dns: flat.dns,
-                        search: flat.search,
-                        hostname: flat.hostname,
-                    })),
-                };
-                let tap = flat.tap.ok_or(NetConfigError::NoTap)?;
+                let tap = flat.tap.take().ok_or(NetConfigError::NoTap)?;
+                let lease = flat.lease()?;
                 NetBackendConfig::Tap { tap, lease }
             }
             NetKind::User if flat.tap.is_some() => return foreign("tap", "user"),
-            NetKind::User => match flat.told() {
-                Some(key) => return foreign(key, "user"),
+            NetKind::User => match told {
+                Some((key, _)) => return foreign(key, "user"),
                 None => NetBackendConfig::User {
                     forwards: flat.forwards,
                     host_loopback: flat.host_loopback,
@@ -170,8 +197,8 @@ impl TryFrom<FlatNet> for NetConfig {
         };
         Ok(Self {
             backend,
-            mac: flat.mac,
-            bootindex: flat.bootindex,
+            mac,
+            bootindex,
         })
     }
 }
@@ -193,9 +220,11 @@ impl From<NetConfig> for FlatNet {
                 match lease {
                     None => flat,
                     Some(lease) => Self {
-                        address: Some(lease.address),
+                        address: lease.address,
                         gateway: lease.gateway,
                         routes: lease.routes,
+                        address6: lease.address6,
+                        gateway6: lease.gateway6,
                         dns: lease.dns,
                         search: lease.search,
                         hostname: lease.hostname,
@@ -433,6 +462,9 @@ mod tests {
             r#"{"tap":"tap0","forwards":["2222:22"]}"#,
             r#"{"tap":"tap0","host_loopback":true}"#,
             r#"{"tap":"tap0","gateway":"10.42.0.1"}"#,
+            r#"{"tap":"tap0","address6":"fd00::7/64","gateway":"10.42.0.1"}"#,
+            r#"{"tap":"tap0","address":"10.42.0.7/24","gateway6":"fe80::1"}"#,
+            r#"{"tap":"tap0","address6":"fd00::7/64","gateway6":"fd00::1"}"#,
             r#"{"tap":"tap0","address":"10.42.0.7"}"#,
             r#"{"type":"user","address":"10.42.0.7/24"}"#,
             r#"{"type":"user","speed":1}"#,

@@ -8,7 +8,7 @@ use crate::dhcp::Reply;
 /// Bytes of the longest answer: what a packet of 1500 bytes makes.
 pub const MAX_FRAME: usize = ETHERNET + 1500;
 
-const ETHERNET: usize = 14;
+pub(crate) const ETHERNET: usize = 14;
 const IPV4: usize = 20;
 const UDP: usize = 8;
 const IPV4_TYPE: [u8; 2] = [0x08, 0x00];
@@ -17,7 +17,7 @@ const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
 
 /// The server's own address on the link: locally administered, and nobody's.
-const SERVER_MAC: Mac = [0x02, 0x65, 0x64, 0x67, 0x65, 0x01];
+pub(crate) const SERVER_MAC: Mac = [0x02, 0x65, 0x64, 0x67, 0x65, 0x01];
 
 /// Whether a frame that starts so is IPv4 UDP, whole, to the port of DHCP servers.
 pub(crate) fn is_question(head: &[u8]) -> bool {
@@ -111,7 +111,7 @@ fn header_len(frame: &[u8]) -> Option<usize> {
     }
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+pub(crate) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     let bytes = bytes.get(at..at.checked_add(2)?)?;
     Some(u16::from_be_bytes(bytes.try_into().ok()?))
 }

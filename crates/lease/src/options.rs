@@ -148,7 +148,7 @@ fn push_route(bytes: &mut Vec<u8>, network: Ipv4Addr, prefix: u8, gateway: Optio
 
 /// Domains as DNS writes them, without compression (RFC 3397); those that are no domain and those
 /// beyond 255 bytes are left out.
-fn search(domains: &[String]) -> Vec<u8> {
+pub(crate) fn search(domains: &[String]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for domain in domains {
         let mut name = Vec::new();

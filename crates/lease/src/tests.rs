@@ -58,10 +58,10 @@ fn question(message: &[u8], to: Ipv4Addr) -> Vec<u8> {
 fn ask(lease: &Lease, message: &[u8]) -> Option<Vec<u8>> {
     let mut answer = [0; MAX_FRAME];
     let frame = question(message, Ipv4Addr::BROADCAST);
-    match Responder::new(lease.clone()).answer(&frame, &mut answer) {
+    match Responder::new(Some(lease.clone()), None).answer(&frame, &mut answer) {
         Verdict::Answer(len) => Some(answer[..len].to_vec()),
         Verdict::Swallow => None,
-        Verdict::Pass => panic!("A question goes out"),
+        verdict => panic!("{verdict:?}"),
     }
 }
 
@@ -169,7 +169,7 @@ fn others_get_no_answer() {
 
 #[test]
 fn what_is_no_question_passes() {
-    let responder = Responder::new(lease());
+    let responder = Responder::new(Some(lease()), None);
     let good = question(&message(1, [0; 2], ADDRESS, &[]), Ipv4Addr::BROADCAST);
     let mut answer = [0; MAX_FRAME];
     assert!(matches!(
@@ -266,7 +266,7 @@ proptest! {
         }
         let frame = &frame[..cut.min(frame.len())];
         let mut answer = [0; MAX_FRAME];
-        if let Verdict::Answer(len) = Responder::new(lease()).answer(frame, &mut answer) {
+        if let Verdict::Answer(len) = Responder::new(Some(lease()), None).answer(frame, &mut answer) {
             let (mac, _) = receiver(&answer[..len]);
             prop_assert!(mac == MAC || mac == [0xff; 6]);
             prop_assert!(Responder::wants(frame));

@@ -10,7 +10,7 @@ use crate::network::{Mode, is_interface};
 /// What all of ours begin with.
 const PREFIX: &str = "edgevmm.io/";
 /// Names after the prefix, in the order in which messages list them.
-const NAMES: [&str; 19] = [
+const NAMES: [&str; 20] = [
     "cloud-init",
     "cmdline",
     "container",
@@ -27,6 +27,7 @@ const NAMES: [&str; 19] = [
     "network-data",
     "overlay",
     "serial",
+    "spoof",
     "ssh-keys",
     "user-data",
     "uuid",
@@ -59,6 +60,8 @@ pub struct Annotations {
     pub container: Option<String>,
     /// Interface of the node to whose network it is connected too.
     pub lan: Option<String>,
+    /// Whether a guest that has the pod's addresses may send as others.
+    pub spoof: bool,
     /// Volumes that get an empty disk of that size when they have none.
     pub create_disk: Vec<(String, ByteSize)>,
     /// Volume that keeps what the guest writes to the disk in the container image.
@@ -184,6 +187,13 @@ impl Annotations {
                     name.ok_or_else(|| wrong("write the name of an interface, like eth1"))?;
                 self.lan = Some(name.to_owned());
             }
+            "spoof" => {
+                self.spoof = match value {
+                    "allow" => true,
+                    "deny" => false,
+                    _ => return Err(wrong("write allow or deny")),
+                };
+            }
             "create-disk" => self.create_disk = sizes(value).ok_or_else(|| wrong(SIZES))?,
             "overlay" => self.overlay = Some(volume(value).ok_or_else(|| wrong(VOLUME))?),
             "cloud-init" => self.cloud_init = Some(volume(value).ok_or_else(|| wrong(VOLUME))?),
@@ -267,6 +277,7 @@ mod tests {
             ("edgevmm.io/cmdline", "console=ttyS0"),
             ("edgevmm.io/network", "masquerade"),
             ("edgevmm.io/lan", "eth1"),
+            ("edgevmm.io/spoof", "allow"),
             ("edgevmm.io/create-disk", "data=10G, /logs=512M"),
             ("edgevmm.io/container", "vm"),
             ("edgevmm.io/overlay", "/state"),
@@ -288,6 +299,7 @@ mod tests {
             network: Some(Mode::Masquerade),
             container: Some("vm".to_owned()),
             lan: Some("eth1".to_owned()),
+            spoof: true,
             create_disk: vec![
                 ("data".to_owned(), ByteSize::mib(10 << 10)),
                 ("/logs".to_owned(), ByteSize::mib(512)),
@@ -327,6 +339,7 @@ mod tests {
             ("initrd", "/"),
             ("network", "user"),
             ("lan", "../eth1"),
+            ("spoof", "yes"),
             ("create-disk", "data"),
             ("create-disk", "data=0"),
             ("create-disk", "data=1K"),

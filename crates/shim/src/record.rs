@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use edgevmm_api::{RuntimeDir, RuntimeDirError};
 use serde::{Deserialize, Serialize};
 
+use crate::network;
 use crate::process::Process;
 use crate::rootfs;
 use crate::runc::Runc;
@@ -35,6 +36,8 @@ pub struct Record {
     pub cgroups: Vec<PathBuf>,
     /// Name of the machine.
     pub machine: Option<String>,
+    /// Network namespace whose interfaces the machine has.
+    pub network: Option<PathBuf>,
     /// The container, if it is an ordinary one.
     pub runc: Option<Runc>,
 }
@@ -83,6 +86,10 @@ impl Record {
             }
         }
         let machine = self.machine.as_deref().map_or(Ok(()), remove_machine);
+        if let Some(network) = &self.network {
+            // Gone with the pod, or else cleared by the next machine.
+            let _ = network::tear_down(network);
+        }
         let runc = self.runc.as_ref().map_or(Ok(()), Runc::delete);
         let mounts = self.root.as_deref().map_or(Ok(()), rootfs::unmount);
         let groups = crate::cgroup::remove(&self.cgroups);
@@ -147,6 +154,7 @@ mod tests {
             root: Some("/r".into()),
             cgroups: vec!["/c".into()],
             machine: Some("vm".to_owned()),
+            network: Some("/n".into()),
             runc: Runc::new("ns", "id", bundle.path()),
         };
         record.write(bundle.path()).unwrap();
@@ -167,6 +175,7 @@ mod tests {
             root: Some(bundle.path().join("none")),
             cgroups: vec![bundle.path().join("none")],
             machine: None,
+            network: Some(bundle.path().join("none")),
             runc: None,
         };
         record.write(bundle.path()).unwrap();

@@ -160,8 +160,13 @@ fn nets() {
     else {
         panic!()
     };
-    assert_eq!(lease.address.to_string(), "10.42.0.7/24");
+    assert_eq!(lease.address, Some("10.42.0.7/24".parse().unwrap()));
     assert_eq!((lease.routes.len(), lease.search.len()), (1, 2));
+    let text = serde_json::to_string(&leased).unwrap();
+    assert_eq!(serde_json::from_str::<NetConfig>(&text).unwrap(), leased);
+    let leased: NetConfig = "tap=tap0,address6=fd00::7/64,gateway6=02:00:00:00:00:01,dns=fd00::a"
+        .parse()
+        .unwrap();
     let text = serde_json::to_string(&leased).unwrap();
     assert_eq!(serde_json::from_str::<NetConfig>(&text).unwrap(), leased);
     let net: NetConfig = "user,forwards=2222:22,forwards=udp:53:53,host_loopback"

@@ -1,27 +1,41 @@
 //! A guest in the place of a pod's interface, with its addresses.
 
-use edgevmm_config::{MacAddr, NetBackendConfig, NetConfig};
+use edgevmm_config::{Gateway6, MacAddr, NetBackendConfig, NetConfig};
 
-use super::local;
+use super::guard::{self, Own};
 use super::resolver::Resolver;
 use super::traffic::{self, Action, Match, Way};
-use super::{NetworkError, Place};
+use super::{NetworkError, Place, local, neighbour};
 
-/// The rank of the filter that redirects; those of exceptions are lower.
+/// Ranks of the filters: what a guest may not send is no exception either (local.rs has these).
+const GUARD: u16 = 1;
 const REDIRECT: u16 = 9;
 const WHAT: &str = "redirect frames";
 const NEEDS: &str = "the kernel needs sch_ingress, cls_u32 and act_mirred";
+const WHAT_GUARDED: &str = "keep the guest to its addresses";
+const NEEDS_GUARDED: &str =
+    "the kernel needs cls_bpf, or the pod the annotation edgevmm.io/spoof: allow";
 
 /// Connects the tap of a place to its interface, and the pod's loopback to the guest if this is its
-/// `first` interface. Returns the machine's interface.
+/// `first` interface. The guest `may_spoof` other addresses or not. Returns the machine's interface.
 pub fn connect(
     place: &mut Place<'_>,
     resolver: &Resolver,
     first: bool,
+    may_spoof: bool,
 ) -> Result<NetConfig, NetworkError> {
+    // Asked for while the pod's kernel still hears the answer.
+    let gateway6 = router(place);
     let (nic, tap) = (place.interface.index, place.tap_index);
+    for index in [nic, tap] {
+        place.ask(WHAT, NEEDS, traffic::add_filters(index))?;
+    }
+    if !may_spoof {
+        let program = guard::program(&own(place, gateway6));
+        let filter = traffic::add_program(tap, GUARD, &program);
+        place.ask(WHAT_GUARDED, NEEDS_GUARDED, filter)?;
+    }
     for (from, to) in [(nic, tap), (tap, nic)] {
-        place.ask(WHAT, NEEDS, traffic::add_filters(from))?;
         let redirect = Action::Redirect(to);
         let filter = traffic::add_filter(from, Way::In, REDIRECT, Match::All, redirect);
         place.ask(WHAT, NEEDS, filter)?;
@@ -32,12 +46,47 @@ pub fn connect(
     {
         eprintln!("Port forwarding does not work: {}", crate::chain(&error));
     }
+    let lease = place.interface.lease(resolver, gateway6);
     Ok(NetConfig {
         backend: NetBackendConfig::Tap {
             tap: place.tap.clone(),
-            lease: place.interface.lease(resolver).map(Box::new),
+            lease: lease.map(Box::new),
         },
         mac: Some(MacAddr(place.interface.mac)),
         bootindex: None,
     })
+}
+
+/// The router of the interface's IPv6 as a guest can know it. Plugins mostly give its address in the
+/// pod's network, of which a guest is told its MAC address.
+fn router(place: &mut Place<'_>) -> Option<Gateway6> {
+    let (interface, kernel) = (place.interface, &mut *place.kernel);
+    interface.addresses6.first()?;
+    let address = interface.gateway6()?;
+    if address.is_unicast_link_local() {
+        return Some(Gateway6::Link(address));
+    }
+    let mac = neighbour::mac(kernel, interface.index, address);
+    if mac.is_none() {
+        eprintln!(
+            "The guest has no IPv6 router: the pod's, {address}, does not answer at {}",
+            interface.name
+        );
+    }
+    mac.map(|mac| Gateway6::Mac(MacAddr(mac)))
+}
+
+/// What the guest may send as.
+fn own(place: &Place<'_>, gateway6: Option<Gateway6>) -> Own {
+    let interface = place.interface;
+    let (addresses, addresses6) = (interface.addresses.iter(), interface.addresses6.iter());
+    Own {
+        mac: interface.mac,
+        addresses: addresses.map(|network| network.address).collect(),
+        addresses6: addresses6.map(|network| network.address).collect(),
+        router: match gateway6 {
+            Some(Gateway6::Link(router)) => Some(router),
+            Some(Gateway6::Mac(_)) | None => None,
+        },
+    }
 }

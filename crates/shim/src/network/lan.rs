@@ -90,6 +90,8 @@ impl Lan {
             let make = link::add_macvlan(NAME, self.mac, self.below.index, here.as_fd());
             self.kernel.request(make)?;
         }
+        // The guest is there, and not the pod's kernel beside it.
+        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{NAME}/disable_ipv6"), "1");
         let index = if_nametoindex(NAME)?;
         Socket::route()?.request(link::bring_up(index, self.mtu))
     }

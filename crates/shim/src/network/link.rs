@@ -1,7 +1,7 @@
 //! Interfaces (rtnetlink(7)): what is done to them.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::netlink::{ACK, CREATE, EXCLUSIVE, Message, REPLACE, Socket};
@@ -36,6 +36,9 @@ const NEIGHBOUR_PERMANENT: u16 = 0x80;
 
 const UP: u32 = 1;
 const INET: u8 = 2;
+const INET6: u8 = 10;
+/// It is used at once: nobody else can have it.
+const ADDRESS_SURE: u8 = 2;
 
 /// Brings an interface up, with an MTU.
 pub fn bring_up(index: u32, mtu: u16) -> Message {
@@ -49,25 +52,35 @@ pub fn delete(index: u32) -> Message {
     Message::new(DELETE_LINK, ACK, &link(index, 0))
 }
 
-/// Gives an interface an IPv4 address in a network of `prefix` bits.
-pub fn add_address(index: u32, address: Ipv4Addr, prefix: u8) -> Message {
-    let header = [&[INET, prefix, 0, 0], &index.to_ne_bytes()[..]].concat();
+/// Gives an interface an address in a network of `prefix` bits.
+pub fn add_address(index: u32, address: IpAddr, prefix: u8) -> Message {
+    let flags = if address.is_ipv6() { ADDRESS_SURE } else { 0 };
+    let (family, address) = family(address);
+    let header = [&[family, prefix, flags, 0], &index.to_ne_bytes()[..]].concat();
     let mut message = Message::new(NEW_ADDRESS, ACK | CREATE | REPLACE, &header);
-    message.add(ADDRESS_LOCAL, &address.octets());
-    message.add(ADDRESS_PEER, &address.octets());
+    message.add(ADDRESS_LOCAL, &address);
+    message.add(ADDRESS_PEER, &address);
     message
 }
 
 /// Tells which MAC address a neighbour at an interface has.
-pub fn add_neighbour(index: u32, address: Ipv4Addr, mac: [u8; 6]) -> Message {
-    let mut header = vec![INET, 0, 0, 0];
+pub fn add_neighbour(index: u32, address: IpAddr, mac: [u8; 6]) -> Message {
+    let (family, address) = family(address);
+    let mut header = vec![family, 0, 0, 0];
     header.extend(index.to_ne_bytes());
     header.extend(NEIGHBOUR_PERMANENT.to_ne_bytes());
     header.extend([0; 2]);
     let mut message = Message::new(NEW_NEIGHBOUR, ACK | CREATE | REPLACE, &header);
-    message.add(NEIGHBOUR_ADDRESS, &address.octets());
+    message.add(NEIGHBOUR_ADDRESS, &address);
     message.add(NEIGHBOUR_MAC, &mac);
     message
+}
+
+fn family(address: IpAddr) -> (u8, Vec<u8>) {
+    match address {
+        IpAddr::V4(address) => (INET, address.octets().to_vec()),
+        IpAddr::V6(address) => (INET6, address.octets().to_vec()),
+    }
 }
 
 /// Makes an interface `name` with its own MAC address on the network of the interface `below`, in

@@ -7,7 +7,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::nft::{self, Chain, If, Rule, Then};
+use super::nft::{self, Chain, Family, If, Rule, Then};
 use super::traffic::{self, Action, Match, Way};
 use super::{NetworkError, Place, link};
 
@@ -23,21 +23,21 @@ const NEEDS: &str = "the kernel needs cls_u32, act_nat, act_skbedit, nft_nat and
 /// Leads the loopback to a guest that has the pod's `address`.
 pub fn to_bridged(place: &mut Place<'_>, address: Ipv4Addr) -> Result<(), NetworkError> {
     let (tap, mac) = (place.tap_index, place.interface.mac);
-    place.set("ipv4", "route_localnet");
+    place.set("ipv4", "route_localnet", "1");
     // The guest may ask for POD's MAC address, from what is the kernel's own address.
-    place.set("ipv4", "accept_local");
+    place.set("ipv4", "accept_local", "1");
     let answer = Action::Source(address, GUEST);
     let question = Action::Destination(GUEST, address);
     for message in [
-        link::add_address(tap, POD, PREFIX),
-        link::add_neighbour(tap, GUEST, mac),
-        traffic::add_filter(tap, Way::In, 1, Match::To(POD), answer),
-        traffic::add_filter(tap, Way::In, 2, Match::Asks(POD), Action::Accept),
+        link::add_address(tap, POD.into(), PREFIX),
+        link::add_neighbour(tap, GUEST.into(), mac),
+        traffic::add_filter(tap, Way::In, 2, Match::To(POD), answer),
+        traffic::add_filter(tap, Way::In, 3, Match::Asks(POD), Action::Accept),
         traffic::add_filter(tap, Way::Out, 1, Match::To(GUEST), question),
     ] {
         place.ask(WHAT, NEEDS, message)?;
     }
-    let replaced = nft::replace(&rules(&place.tap, GUEST));
+    let replaced = nft::replace(Family::Inet, &rules(&place.tap, GUEST));
     replaced.map_err(|source| place.refused(WHAT, NEEDS, source))
 }
 
@@ -53,7 +53,7 @@ pub fn rules(tap: &str, guest: Ipv4Addr) -> Vec<Rule> {
             vec![from(), If::DestinationLoopback],
             Then::Drop,
         ),
-        (Chain::Own, own, Then::Destination(guest)),
+        (Chain::Own, own, Then::Destination(guest.into())),
         (Chain::Sent, sent, Then::Masquerade),
     ]
 }

@@ -1,12 +1,12 @@
-//! A guest behind a pod's address, as KubeVirt's interfaces of that kind: 10.0.2.2, with the pod's
-//! kernel as its gateway. All connections to the pod lead to it.
+//! A guest behind a pod's address, as KubeVirt's interfaces of that kind: 10.0.2.2, and fd10:0:2::2 if
+//! the pod has IPv6, with the pod's kernel as its gateway. All connections to the pod lead to it.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use edgevmm_config::{LeaseConfig, NetBackendConfig, NetConfig, Network};
+use edgevmm_config::{Gateway6, LeaseConfig, NetBackendConfig, NetConfig, Network, Network6};
 
-use super::nft::{self, Chain, If, Rule, Then};
+use super::nft::{self, Chain, Family, If, Rule, Then};
 use super::resolver::Resolver;
 use super::{NetworkError, Place, link, local};
 
@@ -14,29 +14,48 @@ const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 1);
 /// No more than the two, as others may have addresses close to them.
 const PREFIX: u8 = 30;
+const GUEST6: Ipv6Addr = Ipv6Addr::new(0xfd10, 0, 2, 0, 0, 0, 0, 2);
+const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd10, 0, 2, 0, 0, 0, 0, 1);
+const PREFIX6: u8 = 120;
+/// The gateway as routers have to be known.
+const ROUTER: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 const WHAT: &str = "translate addresses";
 const NEEDS: &str = "the kernel needs nft_chain_nat, nft_nat and nft_masq";
 
 /// Connects the tap of a place to its interface. Returns the machine's interface.
 pub fn connect(place: &mut Place<'_>, resolver: &Resolver) -> Result<NetConfig, NetworkError> {
-    place.set("ipv4", "route_localnet");
+    place.set("ipv4", "route_localnet", "1");
     let forward = fs::write("/proc/sys/net/ipv4/ip_forward", "1");
     forward.map_err(|source| place.refused(WHAT, NEEDS, source))?;
-    let address = link::add_address(place.tap_index, GATEWAY, PREFIX);
+    let address = link::add_address(place.tap_index, GATEWAY.into(), PREFIX);
     place.ask(WHAT, NEEDS, address)?;
-    let replaced = nft::replace(&rules(&place.interface.name, &place.tap));
+    let mut rules = local::rules(&place.tap, GUEST);
+    rules.extend(behind(&place.interface.name, GUEST.into()));
+    let replaced = nft::replace(Family::Inet, &rules);
     replaced.map_err(|source| place.refused(WHAT, NEEDS, source))?;
-    let lease = LeaseConfig {
-        address: Network {
+    let mut lease = LeaseConfig {
+        address: Some(Network {
             address: GUEST,
             prefix: PREFIX,
-        },
+        }),
         gateway: Some(GATEWAY),
-        routes: Vec::new(),
         dns: resolver.servers.clone(),
         search: resolver.search.clone(),
         hostname: resolver.hostname.clone(),
+        ..LeaseConfig::default()
     };
+    if !place.interface.addresses6.is_empty() {
+        match connect6(place) {
+            Ok(()) => {
+                lease.gateway6 = Some(Gateway6::Link(ROUTER));
+                lease.address6 = Some(Network6 {
+                    address: GUEST6,
+                    prefix: PREFIX6,
+                });
+            }
+            Err(error) => eprintln!("The guest has no IPv6: {}", crate::chain(&error)),
+        }
+    }
     Ok(NetConfig {
         backend: NetBackendConfig::Tap {
             tap: place.tap.clone(),
@@ -47,11 +66,33 @@ pub fn connect(place: &mut Place<'_>, resolver: &Resolver) -> Result<NetConfig, 
     })
 }
 
-fn rules(interface: &str, tap: &str) -> Vec<Rule> {
+/// The same for IPv6.
+fn connect6(place: &mut Place<'_>) -> Result<(), NetworkError> {
+    // The gateway's addresses are those below, and it is nobody's host.
+    for (switch, value) in [
+        ("addr_gen_mode", "1"),
+        ("accept_ra", "0"),
+        ("disable_ipv6", "0"),
+    ] {
+        place.set("ipv6", switch, value);
+    }
+    let forward = fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1");
+    forward.map_err(|source| place.refused(WHAT, NEEDS, source))?;
+    for (address, prefix) in [(GATEWAY6, PREFIX6), (ROUTER, 64)] {
+        let address = link::add_address(place.tap_index, address.into(), prefix);
+        place.ask(WHAT, NEEDS, address)?;
+    }
+    let rules = behind(&place.interface.name, GUEST6.into());
+    let replaced = nft::replace(Family::Inet6, &rules);
+    replaced.map_err(|source| place.refused(WHAT, NEEDS, source))
+}
+
+/// Rules that put a guest behind the address of an interface.
+fn behind(interface: &str, guest: IpAddr) -> Vec<Rule> {
     let from = vec![If::From(interface.to_owned())];
     let to = vec![If::To(interface.to_owned())];
-    let mut rules = local::rules(tap, GUEST);
-    rules.push((Chain::Received, from, Then::Destination(GUEST)));
-    rules.push((Chain::Sent, to, Then::Masquerade));
-    rules
+    vec![
+        (Chain::Received, from, Then::Destination(guest)),
+        (Chain::Sent, to, Then::Masquerade),
+    ]
 }

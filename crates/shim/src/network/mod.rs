@@ -4,8 +4,9 @@
 //! tap is made there, which the VMM opens, and the guest takes the interface's place:
 //!
 //! - `bridge`: every frame received by the interface is sent to the tap and the other way (tc), so
-//!   the guest has the pod's MAC and IP address, which the VMM's DHCP tells it. The pod's kernel
-//!   sees none of these frames, so its addresses may stay where they are for others to see.
+//!   the guest has the pod's MAC and IP addresses, which the VMM tells it. The pod's kernel
+//!   sees none of these frames, so its addresses may stay where they are for others to see. What the
+//!   guest sends as somebody else is lost (guard.rs).
 //! - `masquerade`: the guest is 10.0.2.2 behind the pod's address (nf_tables).
 //!
 //! `lan` adds one of the node's networks to the pod's before. In both modes, connections of the pod to
@@ -13,26 +14,33 @@
 //! namespace and goes with it, but a container that starts again finds what the last one had, and
 //! removes it. Nothing is done in the host's namespace.
 //!
-//! Left out: IPv6 by masquerade, static neighbours, rules and further tables of routes.
+//! When a machine has ended the pod's kernel gets its interfaces back ([`tear_down`]).
+//!
+//! Left out: static neighbours, rules and further tables of routes; IPv6 routes but the default one and
+//! that to the own network; the loopback of a pod without IPv4.
 
 mod bridge;
 mod facts;
+mod guard;
 mod lan;
 mod link;
 mod local;
 mod masquerade;
+mod neighbour;
 mod netlink;
 mod nft;
 mod resolver;
 mod traffic;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::thread;
 
 use edgevmm_config::NetConfig;
 use edgevmm_net::{Tap, TapError, interface_mtu};
 use nix::net::if_::if_nametoindex;
+use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 
 use facts::Interface;
@@ -66,6 +74,8 @@ pub struct Wish {
     pub pod: bool,
     /// Interface of the node to whose network it is connected too, and who it is there.
     pub lan: Option<(String, String)>,
+    /// Whether a bridged guest may send as others.
+    pub spoof: bool,
     /// The pod's resolv.conf.
     pub resolv_conf: Option<PathBuf>,
     /// The guest's name.
@@ -162,7 +172,7 @@ pub fn set_up(wish: &Wish, node: Node) -> Result<Vec<NetConfig>, NetworkError> {
     let mut kernel = Socket::route().map_err(NetworkError::Facts)?;
     let interfaces = facts::interfaces().map_err(NetworkError::Facts)?;
     let (old, mut interfaces): (Vec<_>, Vec<_>) = interfaces.into_iter().partition(is_ours);
-    clear(&mut kernel, &old, &interfaces)?;
+    clear(&mut kernel, &old, &interfaces).map_err(NetworkError::Facts)?;
     if mode == Mode::None {
         interfaces.retain(|interface| interface.name == lan::NAME);
     }
@@ -192,10 +202,34 @@ fn connect(
         };
         nets.push(match mode {
             Mode::Masquerade if first => masquerade::connect(&mut place, resolver)?,
-            _ => bridge::connect(&mut place, resolver, first)?,
+            _ => bridge::connect(&mut place, resolver, first, wish.spoof)?,
         });
     }
     Ok(nets)
+}
+
+/// Gives the kernel of a pod whose machine has ended its interfaces back, in the network namespace at
+/// `path`: for the pod's other containers, and so that probes are refused rather than unanswered.
+///
+/// # Errors
+///
+/// When it can't be done; the next machine there does it then.
+pub fn tear_down(path: &Path) -> io::Result<()> {
+    let path = path.to_owned();
+    // A thread that may enter another namespace and is of no more use then.
+    let thread = thread::Builder::new().spawn(move || {
+        let here = namespace()?;
+        setns(File::open(path)?, CloneFlags::CLONE_NEWNET)?;
+        if namespace()? == here {
+            return Ok(());
+        }
+        let (old, interfaces): (Vec<_>, Vec<_>) =
+            facts::interfaces()?.into_iter().partition(is_ours);
+        clear(&mut Socket::route()?, &old, &interfaces)
+    })?;
+    thread
+        .join()
+        .unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
 }
 
 fn is_ours(interface: &Interface) -> bool {
@@ -205,11 +239,7 @@ fn is_ours(interface: &Interface) -> bool {
 
 /// Removes what an earlier machine had in the namespace. Its taps are what it is known by, so they
 /// are the last to go.
-fn clear(
-    kernel: &mut Socket,
-    old: &[Interface],
-    interfaces: &[Interface],
-) -> Result<(), NetworkError> {
+fn clear(kernel: &mut Socket, old: &[Interface], interfaces: &[Interface]) -> io::Result<()> {
     if old.is_empty() {
         return Ok(());
     }
@@ -220,7 +250,7 @@ fn clear(
         .map(|nic| traffic::delete_filters(nic.index));
     let delete = old.iter().map(|tap| link::delete(tap.index));
     for message in filters.chain(delete) {
-        link::unless_gone(kernel, message).map_err(NetworkError::Facts)?;
+        link::unless_gone(kernel, message)?;
     }
     Ok(())
 }
@@ -250,7 +280,7 @@ impl<'a> Place<'a> {
             tap_index,
         };
         // The guest is to hear its network only, not also the pod's kernel.
-        place.set("ipv6", "disable_ipv6");
+        place.set("ipv6", "disable_ipv6", "1");
         let mtu = interface_mtu(&interface.name).map_err(NetworkError::Facts)?;
         place.ask("bring up the tap", "", link::bring_up(tap_index, mtu))?;
         Ok(place)
@@ -277,11 +307,13 @@ impl<'a> Place<'a> {
     }
 
     /// Sets a switch of the tap's, if the kernel has it.
-    fn set(&mut self, family: &str, switch: &str) {
+    fn set(&mut self, family: &str, switch: &str, value: &str) {
         let path = format!("/proc/sys/net/{family}/conf/{}/{switch}", self.tap);
-        let _ = fs::write(path, "1");
+        let _ = fs::write(path, value);
     }
 }
 
+#[cfg(test)]
+mod frames;
 #[cfg(test)]
 mod tests;

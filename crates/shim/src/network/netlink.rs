@@ -1,5 +1,5 @@
 //! Netlink (Linux Documentation/userspace-api/netlink/intro.rst): requests to the kernel, of which
-//! only the acknowledgement is read.
+//! the acknowledgement is read, or the one thing asked for.
 //!
 //! The kept crates for it parse all that a kernel can tell of links, routes and traffic control, and
 //! know neither nf_tables nor the `skbedit` action. What a pod's network needs is a dozen requests;
@@ -147,12 +147,53 @@ impl Socket {
             self.sequence = self.sequence.wrapping_add(1);
             bytes.extend(message.finish(self.sequence));
         }
+        result(&self.exchange(&bytes)?)
+    }
+
+    /// What the kernel says of the one thing that a message asks for: all behind the header that its
+    /// family of messages has, which has `header` bytes.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says instead.
+    pub fn get(&mut self, message: Message, header: usize) -> io::Result<Attributes> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut answer = self.exchange(&message.finish(self.sequence))?;
+        if answer.get(4..6) == Some(&ERROR.to_ne_bytes()[..]) {
+            result(&answer)?;
+        }
+        let start = (HEADER + header).min(answer.len());
+        Ok(Attributes(answer.split_off(start)))
+    }
+
+    fn exchange(&self, bytes: &[u8]) -> io::Result<Vec<u8>> {
         let kernel = NetlinkAddr::new(0, 0);
         let fd = self.socket.as_raw_fd();
-        sendto(fd, &bytes, &kernel, MsgFlags::empty())?;
-        let mut answer = [0; 4096];
+        sendto(fd, bytes, &kernel, MsgFlags::empty())?;
+        let mut answer = vec![0; 4096];
         let len = recv(fd, &mut answer, MsgFlags::empty())?;
-        result(answer.get(..len).unwrap_or_default())
+        answer.truncate(len);
+        Ok(answer)
+    }
+}
+
+/// Attributes of an answer.
+#[derive(Debug)]
+pub struct Attributes(Vec<u8>);
+
+impl Attributes {
+    /// The value of the first of a type.
+    pub fn find(&self, kind: u16) -> Option<&[u8]> {
+        let mut rest = &self.0[..];
+        loop {
+            let &[a, b, c, d] = rest.first_chunk()?;
+            let len = usize::from(u16::from_ne_bytes([a, b]));
+            let value = rest.get(4..len)?;
+            if u16::from_ne_bytes([c, d]) == kind {
+                return Some(value);
+            }
+            rest = rest.get(len.next_multiple_of(4)..)?;
+        }
     }
 }
 
@@ -188,6 +229,23 @@ mod tests {
             &[7, 0, 4, 0, b'a', b'b', 0, 0],
         ];
         assert_eq!(message.finish(8), expected.concat());
+    }
+
+    #[test]
+    fn attributes_are_found() {
+        let bytes = |parts: &[(u16, u16, &[u8])]| {
+            let parts = parts.iter().map(|(len, kind, value)| {
+                [&len.to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat()
+            });
+            Attributes(parts.collect::<Vec<_>>().concat())
+        };
+        let found = bytes(&[(5, 1, &[7, 0, 0, 0]), (8, 2, &[1, 2, 3, 4])]);
+        assert_eq!(found.find(1), Some(&[7][..]));
+        assert_eq!(found.find(2), Some(&[1, 2, 3, 4][..]));
+        assert_eq!(found.find(3), None);
+        for broken in [(0, 9, &[0; 4]), (3, 9, &[0; 4]), (40, 9, &[0; 4])] {
+            assert_eq!(bytes(&[(broken.0, broken.1, broken.2)]).find(1), None);
+        }
     }
 
     #[test]

@@ -4,13 +4,12 @@
 //! one transaction.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use super::netlink::{ACK, CREATE, Message, Socket};
 
-/// The table, of IPv4.
+/// The table, one of each family.
 const TABLE: &str = "edgevmm";
-const INET: u8 = 2;
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
@@ -31,6 +30,15 @@ const LOOPBACK: u8 = 127;
 const SOURCE: u32 = 12;
 const DESTINATION: u32 = 16;
 const NAME_SIZE: usize = 16;
+
+/// Which packets a table is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// Those of IPv4.
+    Inet = 2,
+    /// Those of IPv6.
+    Inet6 = 10,
+}
 
 /// A place that packets come through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,9 +62,9 @@ pub enum If {
     To(String),
     /// They are TCP.
     Tcp,
-    /// They come from a loopback address.
+    /// They come from a loopback address of IPv4.
     SourceLoopback,
-    /// They go to a loopback address.
+    /// They go to a loopback address of IPv4.
     DestinationLoopback,
 }
 
@@ -66,7 +74,7 @@ pub enum Then {
     /// They are lost.
     Drop,
     /// They go to another address.
-    Destination(Ipv4Addr),
+    Destination(IpAddr),
     /// They come from the address of the interface that they leave by.
     Masquerade,
 }
@@ -88,13 +96,13 @@ impl Chain {
     }
 }
 
-/// Has these rules, and no others of ours, in the network namespace of the caller.
+/// Has these rules for a family, and no others of ours, in the network namespace of the caller.
 ///
 /// # Errors
 ///
 /// When the kernel has no nf_tables or no address translation.
-pub fn replace(rules: &[Rule]) -> io::Result<()> {
-    Socket::netfilter()?.send(batch(rules))
+pub fn replace(family: Family, rules: &[Rule]) -> io::Result<()> {
+    Socket::netfilter()?.send(batch(family, rules))
 }
 
 /// Removes all rules of ours, if there are any, from the network namespace of the caller.
@@ -103,33 +111,38 @@ pub fn replace(rules: &[Rule]) -> io::Result<()> {
 ///
 /// When the kernel has no nf_tables.
 pub fn remove() -> io::Result<()> {
-    let [create, delete] = without_table(ACK);
-    Socket::netfilter()?.send([border(BATCH_BEGIN), create, delete, border(BATCH_END)])
+    for family in [Family::Inet, Family::Inet6] {
+        let [create, delete] = without_table(family, ACK);
+        Socket::netfilter()?.send([border(BATCH_BEGIN), create, delete, border(BATCH_END)])?;
+    }
+    Ok(())
 }
 
-fn batch(rules: &[Rule]) -> Vec<Message> {
+fn batch(family: Family, rules: &[Rule]) -> Vec<Message> {
     let mut messages = vec![border(BATCH_BEGIN)];
-    messages.extend(without_table(0));
-    messages.push(table(NEW_TABLE, CREATE));
+    messages.extend(without_table(family, 0));
+    messages.push(table(family, NEW_TABLE, CREATE));
     let used = |chain: &Chain| rules.iter().any(|rule| rule.0 == *chain);
-    messages.extend(Chain::ALL.into_iter().filter(used).map(new_chain));
+    let used = Chain::ALL.into_iter().filter(used);
+    messages.extend(used.map(|chain| new_chain(family, chain)));
     let last = rules.len().saturating_sub(1);
     let numbered = rules.iter().enumerate();
     messages.extend(numbered.map(|(number, rule)| {
         let acknowledged = if number == last { ACK } else { 0 };
-        new_rule(rule, acknowledged)
+        new_rule(family, rule, acknowledged)
     }));
     messages.push(border(BATCH_END));
     messages
 }
 
 /// Removes the table. One that is not there can't be deleted, so it is made before.
-fn without_table(flags: u16) -> [Message; 2] {
-    [table(NEW_TABLE, CREATE), table(DELETE_TABLE, flags)]
+fn without_table(family: Family, flags: u16) -> [Message; 2] {
+    let create = table(family, NEW_TABLE, CREATE);
+    [create, table(family, DELETE_TABLE, flags)]
 }
 
-fn table(kind: u16, flags: u16) -> Message {
-    let mut message = Message::new(kind, flags, &header(INET, 0));
+fn table(family: Family, kind: u16, flags: u16) -> Message {
+    let mut message = Message::new(kind, flags, &header(family as u8, 0));
     message.add_text(1, TABLE);
     message
 }
@@ -144,9 +157,9 @@ fn header(family: u8, resource: u16) -> [u8; 4] {
     [family, 0, high, low]
 }
 
-fn new_chain(chain: Chain) -> Message {
+fn new_chain(family: Family, chain: Chain) -> Message {
     let (name, hook, priority, kind) = chain.place();
-    let mut message = Message::new(NEW_CHAIN, CREATE, &header(INET, 0));
+    let mut message = Message::new(NEW_CHAIN, CREATE, &header(family as u8, 0));
     message.add_text(1, TABLE);
     message.add_text(3, name);
     message.nest(4, |place| {
@@ -157,9 +170,9 @@ fn new_chain(chain: Chain) -> Message {
     message
 }
 
-fn new_rule((chain, conditions, then): &Rule, flags: u16) -> Message {
+fn new_rule(family: Family, (chain, conditions, then): &Rule, flags: u16) -> Message {
     let flags = CREATE | APPEND | flags;
-    let mut message = Message::new(NEW_RULE, flags, &header(INET, 0));
+    let mut message = Message::new(NEW_RULE, flags, &header(family as u8, 0));
     message.add_text(1, TABLE);
     message.add_text(2, chain.place().0);
     message.nest(4, |list| {
@@ -223,14 +236,18 @@ impl Then {
                 immediate.nest(2, |data| data.nest(2, |code| number(code, 1, drop)));
             }),
             Self::Destination(address) => {
+                let (family, address) = match address {
+                    IpAddr::V4(address) => (Family::Inet, address.octets().to_vec()),
+                    IpAddr::V6(address) => (Family::Inet6, address.octets().to_vec()),
+                };
                 expression(list, "immediate", |immediate| {
                     number(immediate, 1, REGISTER);
-                    immediate.nest(2, |data| data.add(1, &address.octets()));
+                    immediate.nest(2, |data| data.add(1, &address));
                 });
                 expression(list, "nat", |nat| {
                     let destination = 1;
                     number(nat, 1, destination);
-                    number(nat, 2, INET.into());
+                    number(nat, 2, family as u32);
                     number(nat, 3, REGISTER);
                 });
             }

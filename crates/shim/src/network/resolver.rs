@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::Path;
 
 use edgevmm_config::check_hostname;
@@ -17,8 +17,8 @@ pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// What a guest is told of names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Resolver {
-    /// Name servers; others than those of IPv4 DHCP can't tell.
-    pub servers: Vec<Ipv4Addr>,
+    /// Name servers.
+    pub servers: Vec<IpAddr>,
     /// Domains to look names up in.
     pub search: Vec<String>,
     /// The guest's own name.
@@ -43,7 +43,7 @@ impl Resolver {
             let mut fields = line.split_ascii_whitespace();
             match fields.next() {
                 Some("nameserver") => {
-                    let server = fields.next().and_then(|text| text.parse::<Ipv4Addr>().ok());
+                    let server = fields.next().and_then(|text| text.parse::<IpAddr>().ok());
                     let server = server.filter(|at| !at.is_loopback() && !at.is_unspecified());
                     resolver.servers.extend(server);
                 }
@@ -81,7 +81,8 @@ mod tests {
                     options ndots:5\n";
         std::fs::write(&conf, text).unwrap();
         let resolver = Resolver::read(Some(&conf), Some("web-0"));
-        assert_eq!(resolver.servers, [Ipv4Addr::new(10, 43, 0, 10)]);
+        let servers = ["fd00::a", "10.43.0.10"].map(|at| at.parse::<IpAddr>().unwrap());
+        assert_eq!(resolver.servers, servers);
         let search = ["ns.svc.cluster.local", "svc.cluster.local", "cluster.local"];
         assert_eq!(resolver.search, search);
         assert_eq!(resolver.hostname.as_deref(), Some("web-0"));

@@ -2,18 +2,29 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
-use edgevmm_config::{LeaseConfig, NetBackendConfig};
-use nix::sched::{CloneFlags, unshare};
-use nix::unistd::geteuid;
+use edgevmm_config::{Gateway6, LeaseConfig, MacAddr, NetBackendConfig};
+use nix::sched::unshare;
+use nix::unistd::{geteuid, gettid};
 
+use super::frames::Ends;
 use super::*;
 
-/// Does something in a namespace that has `names` as interfaces, the first of them with an address
-/// and an MTU; false when this machine can't.
+/// The first interface's addresses, and its gateway's.
+const ADDRESS: &str = "10.42.1.7";
+const ADDRESS6: &str = "fd00:10::7";
+const GATEWAY6: &str = "fd00:10::1";
+const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// Does something in a namespace that has `names` as interfaces, the first of them with addresses,
+/// unless this machine can't.
 fn in_namespace(names: &'static [&str], test: fn()) {
-    let thread = std::thread::spawn(move || {
+    let thread = thread::spawn(move || {
         if !geteuid().is_root() || unshare(CloneFlags::CLONE_NEWNET).is_err() {
             eprintln!("SKIPPED: network namespaces are root's");
             return;
@@ -24,13 +35,29 @@ fn in_namespace(names: &'static [&str], test: fn()) {
             let index = if_nametoindex(*name).unwrap();
             kernel.request(link::bring_up(index, 1400)).unwrap();
             if *name == names[0] {
-                let address = link::add_address(index, Ipv4Addr::new(10, 42, 1, 7), 24);
-                kernel.request(address).unwrap();
+                let gateway6 = ip(GATEWAY6);
+                for message in [
+                    link::add_address(index, ip(ADDRESS), 24),
+                    link::add_address(index, ip(ADDRESS6), 64),
+                    link::add_neighbour(index, gateway6, GATEWAY_MAC),
+                    default_route(index, GATEWAY6.parse().unwrap()),
+                ] {
+                    kernel.request(message).unwrap();
+                }
             }
         }
         test();
     });
     thread.join().unwrap();
+}
+
+fn default_route(index: u32, gateway: Ipv6Addr) -> Message {
+    let (new_route, inet6, main, boot, universe, unicast) = (24, 10, 254, 3, 0, 1);
+    let header = [inet6, 0, 0, 0, main, boot, universe, unicast, 0, 0, 0, 0];
+    let mut message = Message::new(new_route, netlink::ACK | netlink::CREATE, &header);
+    message.add(5, &gateway.octets());
+    message.add(4, &index.to_ne_bytes());
+    message
 }
 
 fn lease(net: &NetConfig) -> Option<&LeaseConfig> {
@@ -42,17 +69,19 @@ fn lease(net: &NetConfig) -> Option<&LeaseConfig> {
 
 /// The interfaces of a wish, unless this machine's kernel lacks what they need.
 fn connected(mode: Mode) -> Option<Vec<NetConfig>> {
-    let mode = Some(mode);
-    let wish = Wish {
-        mode,
+    wished(&Wish {
+        mode: Some(mode),
         pod: true,
         ..Wish::default()
-    };
+    })
+}
+
+fn wished(wish: &Wish) -> Option<Vec<NetConfig>> {
     let node = Node {
         namespace: (0, 0),
         lan: None,
     };
-    match set_up(&wish, node) {
+    match set_up(wish, node) {
         Err(NetworkError::Kernel { source, needs, .. }) if !needs.is_empty() => {
             eprintln!("SKIPPED: {needs} ({source})");
             None
@@ -70,8 +99,11 @@ fn a_guest_takes_the_place_of_each_interface() {
                 return;
             };
             assert_eq!(nets.len(), 2);
-            let address = "10.42.1.7/24".parse().unwrap();
-            assert_eq!(lease(&nets[0]).map(|lease| lease.address), Some(address));
+            let first = lease(&nets[0]).unwrap();
+            assert_eq!(first.address, "10.42.1.7/24".parse().ok());
+            assert_eq!(first.address6, "fd00:10::7/64".parse().ok());
+            let gateway6 = Gateway6::Mac(MacAddr(GATEWAY_MAC));
+            assert_eq!(first.gateway6, Some(gateway6));
             assert_eq!(lease(&nets[1]), None);
             for (net, interface) in nets.iter().zip(&all) {
                 assert_eq!(net.mac.map(|mac| mac.0), Some(interface.mac));
@@ -90,12 +122,107 @@ fn a_guest_is_behind_the_first_interface() {
                 return;
             };
             let lease = lease(&nets[0]).unwrap();
-            assert_eq!(lease.address.to_string(), "10.0.2.2/30");
+            assert_eq!(lease.address, "10.0.2.2/30".parse().ok());
+            assert_eq!(lease.address6, "fd10:0:2::2/120".parse().ok());
+            assert_eq!(lease.gateway6, "fe80::1".parse().ok());
             assert_eq!((nets.len(), nets[0].mac), (1, None));
         }
         // It need not be there.
         nft::remove().unwrap();
         nft::remove().unwrap();
+    });
+}
+
+/// What the guest sends goes out as the pod's.
+#[test]
+fn a_guest_behind_an_interface_has_its_ipv6_address() {
+    in_namespace(&["eth0"], || {
+        if connected(Mode::Masquerade).is_none() {
+            return;
+        }
+        let mut ends = Ends::open("eth0");
+        let all = facts::interfaces().unwrap();
+        let mac = |name: &str| all.iter().find(|one| one.name == name).unwrap().mac;
+        let to_kernel = [mac(&ends.tap), [2, 0, 0, 0, 0, 9]];
+        let frame = ends.udp6(to_kernel, "fd10:0:2::2", GATEWAY6, 64);
+        let mut sent = frame.clone();
+        sent[..6].copy_from_slice(&GATEWAY_MAC);
+        sent[6..12].copy_from_slice(&mac("eth0"));
+        sent[21] = 63;
+        sent[22..38].copy_from_slice(&ADDRESS6.parse::<Ipv6Addr>().unwrap().octets());
+        assert!(ends.arrives(&frame, |frame| {
+            // The checksum, and the port if that is in use, are the kernel's to choose.
+            frame.get(..54) == Some(&sent[..54]) && frame.get(56..60) == Some(&sent[56..60])
+        }));
+    });
+}
+
+#[test]
+fn a_guest_is_kept_to_its_addresses() {
+    in_namespace(&["eth0", "net1"], || {
+        let mac = |name| {
+            let all = facts::interfaces().unwrap();
+            all.iter().find(|one| one.name == name).unwrap().mac
+        };
+        for spoof in [false, true] {
+            let wish = Wish {
+                pod: true,
+                spoof,
+                ..Wish::default()
+            };
+            if wished(&wish).is_none() {
+                return;
+            }
+            let own = mac("eth0");
+            let mut ends = Ends::open("eth0");
+            let first = ends.good(own).swap_remove(0).1;
+            assert!(ends.arrives(&first, |frame| frame == first));
+            for (name, frame) in ends.good(own) {
+                assert!(ends.crosses(&frame), "{name}");
+            }
+            for (name, frame) in ends.bad(own) {
+                assert_eq!(ends.crosses(&frame), spoof, "{name}");
+            }
+            // One without addresses has its MAC address only.
+            let own = mac("net1");
+            let mut ends = Ends::open("net1");
+            let first = ends.anything(own).swap_remove(0).0;
+            assert!(ends.arrives(&first, |frame| frame == first));
+            for (frame, crosses) in ends.anything(own) {
+                assert_eq!(ends.crosses(&frame), spoof || crosses);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_pod_has_its_interfaces_back() {
+    in_namespace(&["eth0"], || {
+        let path = format!("/proc/self/task/{}/ns/net", gettid());
+        for mode in [Mode::Bridge, Mode::Masquerade] {
+            let all = facts::interfaces().unwrap();
+            assert_eq!(all.len(), 1);
+            if connected(mode).is_none() {
+                return;
+            }
+            assert_eq!(facts::interfaces().unwrap().len(), 2);
+            for _ in 0..2 {
+                let path = path.clone();
+                // As seen from another thread, whose namespace is the test's first.
+                thread::scope(|scope| {
+                    let host = File::open("/proc/self/ns/net").unwrap();
+                    let torn = scope.spawn(move || {
+                        setns(host, CloneFlags::CLONE_NEWNET).unwrap();
+                        tear_down(Path::new(&path))
+                    });
+                    torn.join().unwrap().unwrap();
+                });
+            }
+            assert_eq!(facts::interfaces().unwrap(), all);
+        }
+        // The kernel hears the network again, which is asked for the pod's address.
+        let mut eth0 = Ends::only("eth0");
+        assert!(eth0.answers(ADDRESS));
     });
 }
 

@@ -1,8 +1,9 @@
-//! Traffic control (tc(8), tc-u32(8), tc-mirred(8), tc-nat(8)): which packets take another way than
-//! to the kernel's IP.
+//! Traffic control (tc(8), tc-u32(8), tc-bpf(8), tc-mirred(8), tc-nat(8)): which packets take another
+//! way than to the kernel's IP, and which none.
 
 use std::net::Ipv4Addr;
 
+use super::guard::Instruction;
 use super::netlink::{ACK, CREATE, EXCLUSIVE, Message, REPLACE};
 
 const NEW_QDISC: u16 = 36;
@@ -13,6 +14,11 @@ const KIND: u16 = 1;
 const OPTIONS: u16 = 2;
 const U32_SELECTOR: u16 = 5;
 const U32_ACTIONS: u16 = 7;
+const BPF_LEN: u16 = 4;
+const BPF_CODE: u16 = 5;
+const BPF_FLAGS: u16 = 8;
+/// What a program answers is what becomes of the packet.
+const BPF_DIRECT: u32 = 1;
 const ACTION_KIND: u16 = 1;
 const ACTION_OPTIONS: u16 = 2;
 const MIRRED_PARAMETERS: u16 = 2;
@@ -33,6 +39,7 @@ const TO_HOST: u16 = 0;
 const CLSACT: u32 = 0xffff_fff1;
 const CLSACT_HANDLE: u32 = 0xffff_0000;
 const TERMINAL: u8 = 1;
+const ALL_PROTOCOLS: u16 = 3;
 
 /// Packets on their way into the kernel or out of it, by an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,24 +90,41 @@ pub fn delete_filters(index: u32) -> Message {
 
 /// A filter of an interface. Those of a lower `rank` are asked first, and each needs its own.
 pub fn add_filter(index: u32, way: Way, rank: u16, what: Match, action: Action) -> Message {
-    let (protocol, key): (u16, _) = match what {
+    let (protocol, key) = match what {
         Match::To(address) => (0x0800, Some((16, address))),
         Match::Asks(address) => (0x0806, Some((24, address))),
-        Match::All => (0x0003, None),
+        Match::All => (ALL_PROTOCOLS, None),
     };
-    let parent = match way {
-        Way::In => 0xffff_fff2,
-        Way::Out => 0xffff_fff3,
-    };
-    let info = u32::from(rank) << 16 | u32::from(protocol.to_be());
-    let header = header(index, 0, parent, info);
-    let mut message = Message::new(NEW_FILTER, ACK | CREATE | EXCLUSIVE, &header);
+    let mut message = filter(index, way, rank, protocol);
     message.add_text(KIND, "u32");
     message.nest(OPTIONS, |options| {
         options.add(U32_SELECTOR, &selector(key));
         options.nest(U32_ACTIONS, |actions| action.describe(actions));
     });
     message
+}
+
+/// A filter of packets that an interface receives, as [`add_filter`], by a program.
+pub fn add_program(index: u32, rank: u16, program: &[Instruction]) -> Message {
+    let mut message = filter(index, Way::In, rank, ALL_PROTOCOLS);
+    message.add_text(KIND, "bpf");
+    message.nest(OPTIONS, |options| {
+        let len = u16::try_from(program.len()).unwrap_or(u16::MAX);
+        options.add(BPF_LEN, &len.to_ne_bytes());
+        options.add(BPF_CODE, program.as_flattened());
+        options.add(BPF_FLAGS, &BPF_DIRECT.to_ne_bytes());
+    });
+    message
+}
+
+fn filter(index: u32, way: Way, rank: u16, protocol: u16) -> Message {
+    let parent = match way {
+        Way::In => 0xffff_fff2,
+        Way::Out => 0xffff_fff3,
+    };
+    let info = u32::from(rank) << 16 | u32::from(protocol.to_be());
+    let header = header(index, 0, parent, info);
+    Message::new(NEW_FILTER, ACK | CREATE | EXCLUSIVE, &header)
 }
 
 /// The header of messages of traffic control (`tcmsg`).

@@ -91,6 +91,7 @@ async fn make(
         } else {
             let name = machine_name(namespace, &request.id);
             record.machine = Some(name.clone());
+            record.network = plan.network.clone();
             let memory;
             let (for_vmm, spec) = (request.clone(), spec.clone());
             let (of_vm, root) = (name.clone(), root.clone());
@@ -214,6 +215,7 @@ fn network(name: &str, spec: &Spec, annotations: &Annotations) -> Wish {
         mode: annotations.network,
         pod: spec.sandbox_id().is_some(),
         lan: annotations.lan.clone().map(|lan| (lan, who())),
+        spoof: annotations.spoof,
         resolv_conf: spec.mounted_at(RESOLV_CONF).map(Path::to_owned),
         hostname: spec.hostname().map(str::to_owned),
     }

@@ -1,34 +1,59 @@
 //! A tap whose guest learns its address from us (edgevmm-lease).
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 
-use edgevmm_config::{LeaseConfig, MacAddr};
+use edgevmm_config::{Gateway6, LeaseConfig, MacAddr};
 use edgevmm_devices::virtio::net::{GuestOffloads, NetBackend};
-use edgevmm_lease::{HEAD, Lease, MAX_FRAME, Responder, Route, Verdict};
+use edgevmm_lease::{HEAD, Lease, Lease6, MAX_FRAME, Responder, Route, Router, Verdict};
 use edgevmm_net::VNET_HEADER;
 use vm_memory::VolatileSlice;
 
 use super::network::TapBackend;
 
 /// What answers an interface with the address `mac` whose packets have up to `mtu` bytes.
-pub(super) fn responder(lease: &LeaseConfig, mac: MacAddr, mtu: u16) -> Responder {
-    let routes = lease.routes.iter().map(|route| Route {
+pub(super) fn responder(config: &LeaseConfig, mac: MacAddr, mtu: u16) -> Responder {
+    let routes = config.routes.iter().map(|route| Route {
         network: route.network.address,
         prefix: route.network.prefix,
         gateway: route.gateway,
     });
-    Responder::new(Lease {
+    let lease = config.address.map(|own| Lease {
         mac: mac.0,
-        address: lease.address.address,
-        prefix: lease.address.prefix,
-        gateway: lease.gateway,
+        address: own.address,
+        prefix: own.prefix,
+        gateway: config.gateway,
         routes: routes.collect(),
-        dns: lease.dns.clone(),
-        search: lease.search.clone(),
-        hostname: lease.hostname.clone(),
+        dns: servers(config, |server| match server {
+            IpAddr::V4(server) => Some(server),
+            IpAddr::V6(_) => None,
+        }),
+        search: config.search.clone(),
+        hostname: config.hostname.clone(),
         mtu: Some(mtu),
-    })
+    });
+    let lease6 = config.address6.map(|own| Lease6 {
+        mac: mac.0,
+        address: own.address,
+        prefix: own.prefix,
+        router: config.gateway6.map(|gateway| match gateway {
+            Gateway6::Link(address) => Router::Present(address),
+            Gateway6::Mac(mac) => Router::Absent(mac.0),
+        }),
+        dns: servers(config, |server| match server {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(server) => Some(server),
+        }),
+        search: config.search.clone(),
+        mtu: Some(mtu),
+    });
+    Responder::new(lease, lease6)
+}
+
+/// The name servers of a kind.
+fn servers<A>(config: &LeaseConfig, kind: impl Fn(IpAddr) -> Option<A>) -> Vec<A> {
+    config.dns.iter().copied().filter_map(kind).collect()
 }
 
 /// A tap, before which a responder takes its questions out of what the guest sends.
@@ -43,6 +68,8 @@ pub(super) struct LeasedTap {
     answer: Box<[u8]>,
     /// Its bytes with the header, until the guest has got it.
     answer_len: Option<usize>,
+    /// Whether the guest is to hear of its router after that.
+    advertise: bool,
 }
 
 impl LeasedTap {
@@ -53,6 +80,7 @@ impl LeasedTap {
             question: vec![0; MAX_FRAME].into(),
             answer: vec![0; VNET_HEADER + MAX_FRAME].into(),
             answer_len: None,
+            advertise: false,
         }
     }
 
@@ -73,7 +101,24 @@ impl LeasedTap {
                 self.answer_len = Some(VNET_HEADER + len);
                 true
             }
+            Verdict::AnswerAndAdvertise(len) => {
+                self.answer_len = Some(VNET_HEADER + len);
+                self.advertise = true;
+                true
+            }
         }
+    }
+
+    /// Length of the next frame of its own, with the header.
+    fn take_own(&mut self) -> Option<usize> {
+        if let Some(len) = self.answer_len.take() {
+            return Some(len);
+        }
+        if !std::mem::take(&mut self.advertise) {
+            return None;
+        }
+        let room = self.answer.get_mut(VNET_HEADER..).unwrap_or_default();
+        Some(VNET_HEADER + self.responder.advertise(room)?)
     }
 }
 
@@ -108,7 +153,7 @@ impl NetBackend for LeasedTap {
     }
 
     fn recv(&mut self, parts: &[VolatileSlice<'_>]) -> io::Result<Option<usize>> {
-        let Some(len) = self.answer_len.take() else {
+        let Some(len) = self.take_own() else {
             return self.tap.recv(parts);
         };
         let mut rest = self.answer.get(..len).unwrap_or_default();
@@ -120,7 +165,7 @@ impl NetBackend for LeasedTap {
     }
 
     fn has_own_frame(&self) -> bool {
-        self.answer_len.is_some()
+        self.answer_len.is_some() || self.advertise
     }
 
     fn send(&mut self, parts: &[VolatileSlice<'_>]) -> io::Result<bool> {
