@@ -11,6 +11,8 @@ use kube::runtime::events::{Recorder, Reporter};
 use kube::{Client, Config};
 
 use crate::controllers::{self, Shared};
+use crate::manifests::{self, ManifestsArgs};
+use crate::server::{self, ServerArgs};
 
 /// Serves KubeVirt's API on edgevmm.
 #[derive(Debug, Parser)]
@@ -26,6 +28,8 @@ enum Command {
     Run(RunArgs),
     /// Write the definitions of the objects, for `kubectl apply -f -`.
     Crds,
+    /// Write all that a cluster needs for the operator, for `kubectl apply -f -`.
+    Manifests(ManifestsArgs),
 }
 
 #[derive(Debug, Args)]
@@ -40,6 +44,8 @@ struct RunArgs {
         default_value = "edgevmm.io/edgevmm:latest"
     )]
     image: String,
+    #[command(flatten)]
+    server: ServerArgs,
 }
 
 /// Does what the command line says.
@@ -47,6 +53,11 @@ pub fn run() -> Result<()> {
     match Cli::parse().command {
         Command::Run(args) => keep(args),
         Command::Crds => write_definitions(),
+        Command::Manifests(args) => {
+            let manifests = manifests::manifests(&args)?;
+            let written = io::stdout().lock().write_all(manifests.as_bytes());
+            written.context("Can't write the manifests")
+        }
     }
 }
 
@@ -79,8 +90,11 @@ fn keep(args: RunArgs) -> Result<()> {
             client,
             image: args.image,
         };
-        controllers::instance::run(shared).await;
-        Ok(())
+        let served = server::serve(shared.client.clone(), args.server.settings());
+        tokio::select! {
+            () = controllers::instance::run(shared) => Ok(()),
+            served = served => served,
+        }
     })
 }
 

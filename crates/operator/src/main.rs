@@ -2,7 +2,10 @@
 //! runtime class is edgevmm. One process, no daemon on nodes; it hears of changes by watching.
 
 mod cli;
+mod control;
 mod controllers;
+mod manifests;
+mod server;
 
 use std::process::ExitCode;
 

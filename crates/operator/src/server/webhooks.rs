@@ -1,0 +1,196 @@
+//! What the API server asks about objects before it takes them (AdmissionReview v1). Nothing depends on
+//! it being asked, as it is not while the operator is down: the controllers check again, and take from
+//! an instance's status nothing that they did not write.
+
+use hyper::body::Incoming;
+use hyper::{Request, StatusCode};
+use serde_json::{Value, json};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use edgevmm_kubevirt::{checks, defaults};
+
+use super::Settings;
+use super::answer::{Answer, Refusal, body, json_answer};
+
+/// Labels of instances that say what only the operator knows.
+const RESERVED: [&str; 6] = [
+    "kubevirt.io/created-by",
+    "kubevirt.io/migrationJobUID",
+    "kubevirt.io/migrationTargetNodeName",
+    "kubevirt.io/nodeName",
+    "kubevirt.io/outdatedLauncherImage",
+    "kubevirt.io/schedulable",
+];
+
+/// What is decided: an instance's patch, or why it is not taken.
+type Decision = Result<Option<Value>, String>;
+
+/// Answers a review.
+///
+/// # Errors
+/// It is none.
+pub async fn review(settings: &Settings, request: Request<Incoming>) -> Result<Answer, Refusal> {
+    let path = request.uri().path().to_owned();
+    let review: Value = body(request.into_body()).await?;
+    let asked = review.get("request").filter(|asked| asked.is_object());
+    let asked = asked.ok_or_else(|| Refusal::bad("The body has to be an AdmissionReview"))?;
+    let own = asked.pointer("/userInfo/username").and_then(Value::as_str) == Some(&settings.user);
+    let decision = match path.as_str() {
+        _ if own => Ok(None),
+        "/mutate/instances" => Ok(mutate(asked)),
+        "/validate/instances" => instance(asked),
+        "/validate/machines" => machine(asked),
+        _ => return Err(Refusal::not_found(format!("There is nothing at {path:?}"))),
+    };
+    Ok(json_answer(StatusCode::OK, &answer(asked, decision)))
+}
+
+fn answer(asked: &Value, decision: Decision) -> Value {
+    let mut response = json!({ "uid": asked.get("uid"), "allowed": decision.is_ok() });
+    match decision {
+        Ok(None) => {}
+        Ok(Some(patch)) => {
+            response["patchType"] = "JSONPatch".into();
+            response["patch"] = BASE64.encode(patch.to_string()).into();
+        }
+        Err(message) => {
+            response["status"] = json!({ "code": 422, "reason": "Invalid", "message": message });
+        }
+    }
+    json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response })
+}
+
+/// Writes defaults into a new instance that is right, and protects the status of any.
+fn mutate(asked: &Value) -> Option<Value> {
+    let mut patch: Vec<Value> = protect(asked).into_iter().collect();
+    let created = object(asked, "oldObject").is_none();
+    let spec = asked.pointer("/object/spec").filter(|_| created);
+    if let Some(Ok(mut spec)) = spec.map(checks::instance) {
+        defaults::fill(&mut spec);
+        patch.push(json!({ "op": "replace", "path": "/spec", "value": spec }));
+    }
+    (!patch.is_empty()).then(|| patch.into())
+}
+
+/// Leaves an instance's status as it was: it has no part of its own that users could be kept from.
+fn protect(asked: &Value) -> Option<Value> {
+    let new = asked.pointer("/object/status");
+    let old = asked.pointer("/oldObject/status");
+    match (new, old) {
+        (new, old) if new == old => None,
+        (Some(_), None) => Some(json!({ "op": "remove", "path": "/status" })),
+        (_, Some(old)) => Some(json!({ "op": "add", "path": "/status", "value": old })),
+        (None, None) => None,
+    }
+}
+
+fn instance(asked: &Value) -> Decision {
+    let (Some(new), old) = (object(asked, "object"), object(asked, "oldObject")) else {
+        return Ok(None);
+    };
+    for label in RESERVED {
+        let path = format!("/metadata/labels/{}", label.replace('/', "~1"));
+        let now = new.pointer(&path);
+        if now.is_some() && now != old.and_then(|old| old.pointer(&path)) {
+            return Err(format!("metadata.labels: {label} is reserved"));
+        }
+    }
+    let leaves = new.pointer("/metadata/deletionTimestamp").is_some();
+    match old {
+        Some(old) if !leaves && old.get("spec") != new.get("spec") => {
+            Err("spec: an instance can't be changed: change its VirtualMachine".to_owned())
+        }
+        Some(_) => Ok(None),
+        None => {
+            let spec = new.get("spec").unwrap_or(&Value::Null);
+            let checked = checks::instance(spec);
+            checked.map_err(|problems| checks::summary(&problems))?;
+            Ok(None)
+        }
+    }
+}
+
+fn machine(asked: &Value) -> Decision {
+    let Some(new) = object(asked, "object") else {
+        return Ok(None);
+    };
+    let (spec, old) = (new.get("spec"), asked.pointer("/oldObject/spec"));
+    let Some(spec) = spec.filter(|_| spec != old) else {
+        return Ok(None);
+    };
+    let checked = checks::machine(spec);
+    checked.map_err(|problems| checks::summary(&problems))?;
+    Ok(None)
+}
+
+fn object<'a>(asked: &'a Value, name: &str) -> Option<&'a Value> {
+    asked.get(name).filter(|object| object.is_object())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_status_stays_as_it_was() {
+        let status = |address: &str| json!({ "interfaces": [{ "ipAddress": address }] });
+        let created = json!({ "object": { "status": status("127.0.0.1") }, "oldObject": null });
+        let patch = protect(&created).unwrap();
+        assert_eq!(patch, json!({ "op": "remove", "path": "/status" }));
+        let changed = json!({
+            "object": { "status": status("127.0.0.1") },
+            "oldObject": { "status": status("10.42.0.7") },
+        });
+        assert_eq!(protect(&changed).unwrap()["value"], status("10.42.0.7"));
+        let removed = json!({ "object": {}, "oldObject": { "status": status("10.42.0.7") } });
+        assert_eq!(protect(&removed).unwrap()["op"], "add");
+        let same = json!({ "object": { "status": {} }, "oldObject": { "status": {} } });
+        assert_eq!(protect(&same), None);
+    }
+
+    #[test]
+    fn instances_keep_their_spec_and_reserved_labels() {
+        let old = json!({ "metadata": {}, "spec": { "hostname": "a" } });
+        let mut new = old.clone();
+        new["metadata"]["labels"] = json!({ "app": "web", "kubevirt.io/size": "small" });
+        let asked = |new: &Value| json!({ "object": new, "oldObject": old });
+        assert_eq!(instance(&asked(&new)), Ok(None));
+        new["metadata"]["labels"]["kubevirt.io/nodeName"] = "other".into();
+        instance(&asked(&new)).unwrap_err();
+        let mut new = old.clone();
+        new["spec"]["hostname"] = "b".into();
+        instance(&asked(&new)).unwrap_err();
+        new["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+        assert_eq!(instance(&asked(&new)), Ok(None));
+    }
+
+    #[test]
+    fn new_instances_are_checked_and_get_defaults() {
+        let domain = json!({ "memory": { "guest": "64Mi" }, "devices": {} });
+        let asked = json!({ "object": { "spec": { "domain": domain } } });
+        assert_eq!(instance(&asked), Ok(None));
+        let patch = mutate(&asked).unwrap();
+        assert_eq!(patch[0]["path"], "/spec");
+        assert_eq!(patch[0]["value"]["domain"]["memory"]["guest"], "64Mi");
+        let asked = json!({ "object": { "spec": { "domain": domain, "surprise": 1 } } });
+        let message = instance(&asked).unwrap_err();
+        assert!(message.contains("surprise"), "{message}");
+        assert_eq!(mutate(&asked), None);
+    }
+
+    #[test]
+    fn answers_are_reviews() {
+        let answer = answer(&json!({ "uid": "u" }), Err("no".to_owned()));
+        assert_eq!(answer["response"]["uid"], "u");
+        assert_eq!(answer["response"]["allowed"], false);
+        assert_eq!(answer["response"]["status"]["message"], "no");
+    }
+
+    #[test]
+    fn run_strategies_exclude_running() {
+        let both = json!({ "object": { "spec": { "running": true, "runStrategy": "Always" } } });
+        machine(&both).unwrap_err();
+    }
+}
