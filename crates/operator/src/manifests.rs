@@ -33,9 +33,9 @@ pub fn manifests(args: &ManifestsArgs) -> Result<String> {
         plain(&image.to_ascii_lowercase(), "-._/:@"),
         "{image:?} is no image"
     );
-    let mut all = String::new();
+    // What begins like JSON kubectl takes for nothing else. JSON is YAML.
+    let mut all = "---\n".to_owned();
     for definition in crds::all()? {
-        // JSON is YAML.
         all.push_str(&serde_json::to_string(&definition)?);
         all.push_str("\n---\n");
     }
@@ -68,6 +68,7 @@ mod tests {
         assert!(all.contains("image: 'local.test/edgevmm-operator:1'"));
         assert!(all.contains("--namespace=machines"));
         assert!(all.contains("kind: Deployment"));
+        assert!(!all.starts_with('{'), "kubectl would take it for JSON");
     }
 
     #[test]
