@@ -3,11 +3,17 @@
 
 use hyper::body::Incoming;
 use hyper::{Request, StatusCode};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 use kube::Api;
+use kube::api::{Patch, PatchParams};
 use serde::Deserialize;
+use serde_json::json;
 
 use edgevmm_kubevirt::api::instance::Probe;
 use edgevmm_kubevirt::api::{Phase, VirtualMachineInstance};
+use edgevmm_kubevirt::conditions;
+use edgevmm_kubevirt::status::PAUSED;
 
 use super::answer::{Answer, Refusal, body, empty, json_answer};
 use super::path::Part;
@@ -16,6 +22,9 @@ use crate::control::{self, ControlError};
 
 /// Longest that file systems are kept frozen, in seconds, which is what the machine allows.
 const MAX_FREEZE: u64 = 3600;
+
+/// How often a condition is written anew when the instance is changed meanwhile.
+const TRIES: usize = 5;
 
 /// What the verbs take.
 #[derive(Debug, Default, Deserialize)]
@@ -98,7 +107,44 @@ pub async fn act(
     }
     let pod = control::pod(&server.client, &instance).await?;
     control::verb(&server.client, &pod, words).await?;
+    if let "pause" | "unpause" = part.part.as_str() {
+        tell_paused(server, part, instance, part.part == "pause").await?;
+    }
     Ok(empty(StatusCode::OK))
+}
+
+/// Writes into the status whether users have paused a machine, as nobody else learns of it.
+async fn tell_paused(
+    server: &Server,
+    part: &Part,
+    mut instance: VirtualMachineInstance,
+    paused: bool,
+) -> Result<(), Refusal> {
+    let instances: Api<VirtualMachineInstance> =
+        Api::namespaced(server.client.clone(), &part.namespace);
+    for _ in 0..TRIES {
+        let mut conditions = instance.status.unwrap_or_default().conditions;
+        if paused {
+            let (now, why) = (Time(Timestamp::now()), "VMI was paused by user");
+            conditions::set(&mut conditions, PAUSED, true, "PausedByUser", why, &now);
+        } else {
+            conditions::remove(&mut conditions, PAUSED);
+        }
+        let patch = Patch::Merge(json!({
+            "metadata": { "resourceVersion": instance.metadata.resource_version },
+            "status": { "conditions": conditions },
+        }));
+        let params = PatchParams::default();
+        match instances.patch(&part.name, &params, &patch).await {
+            Ok(_) => return Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(error) => return Err(error.into()),
+        }
+        instance = get(server, part).await?;
+    }
+    Err(Refusal::failed(
+        "The VMI was changed by others all the time",
+    ))
 }
 
 /// Asks the guest's agent.
@@ -130,7 +176,7 @@ fn check(instance: &VirtualMachineInstance, verb: &str) -> Result<(), Refusal> {
     if phase(instance) != Phase::Running {
         return Err(not_running());
     }
-    let paused = is(instance, "Paused");
+    let paused = is(instance, PAUSED);
     match verb {
         "pause" if paused => Err(Refusal::conflict("VMI is already paused")),
         "pause" if instance.spec.liveness_probe.as_ref().is_some_and(is_harmed) => Err(
@@ -210,7 +256,7 @@ impl From<ControlError> for Refusal {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use serde_json::{Value, json};
+    use serde_json::Value;
 
     fn instance(phase: &str, paused: bool, probe: &Value) -> VirtualMachineInstance {
         let conditions = if paused {
