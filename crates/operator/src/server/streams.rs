@@ -25,9 +25,10 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::{Instant, interval_at, timeout};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use edgevmm_kubevirt::api::{Phase, VirtualMachineInstance};
 
@@ -300,7 +301,11 @@ async fn pass<S: AsyncRead + AsyncWrite + Unpin>(
         () = down => {}
     }
     // Without it clients think that the network broke.
-    let _ = timeout(CONNECT, sink.close()).await;
+    let end = Message::Close(Some(CloseFrame {
+        code: CloseCode::Normal,
+        reason: Utf8Bytes::default(),
+    }));
+    let _ = timeout(CONNECT, sink.send(end)).await;
     let _ = to.shutdown().await;
 }
 
@@ -396,7 +401,11 @@ mod tests {
         // The machine ends: a proper close, by which clients tell it from a broken network.
         drop(guest);
         let end = client.next().await.unwrap().unwrap();
-        assert!(end.is_close(), "{end:?}");
+        let normal = |frame: &CloseFrame| frame.code == CloseCode::Normal;
+        assert!(
+            matches!(&end, Message::Close(Some(frame)) if normal(frame)),
+            "{end:?}"
+        );
         drop(client);
         passing.await.unwrap();
     }
