@@ -60,10 +60,22 @@ fn loosen(schema: &mut Value) {
             loosen(schema);
         }
     }
+    // What may be anything is cut down to nothing else.
+    if map.get("additionalProperties").is_some_and(is_anything) {
+        map.remove("additionalProperties");
+        keep_unknown(map);
+    }
     let properties = map.get_mut("properties").and_then(Value::as_object_mut);
     if let Some(properties) = properties {
         properties.values_mut().for_each(loosen);
         keep_unknown(map);
+    }
+}
+
+fn is_anything(schema: &Value) -> bool {
+    match schema {
+        Value::Object(fields) => fields.is_empty(),
+        other => other == true,
     }
 }
 

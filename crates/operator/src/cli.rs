@@ -92,7 +92,8 @@ fn keep(args: RunArgs) -> Result<()> {
         };
         let served = server::serve(shared.client.clone(), args.server.settings());
         tokio::select! {
-            () = controllers::instance::run(shared) => Ok(()),
+            () = controllers::instance::run(shared.clone()) => Ok(()),
+            () = controllers::machine::run(shared) => Ok(()),
             served = served => served,
         }
     })

@@ -95,7 +95,7 @@ impl ApiServer {
         write_config(dir.path(), "controllers", port)?;
         // By whom, with which token, in which groups.
         let tokens = "admin,admin,1,system:masters\n\
-                      controllers,system:kube-controller-manager,2,\n";
+                      controllers,system:kube-controller-manager,2,system:masters\n";
         fs::write(dir.path().join("tokens"), tokens)?;
         let runtime = runtime()?;
         let config = dir.path().join("admin.conf");

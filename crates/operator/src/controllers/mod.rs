@@ -2,6 +2,7 @@
 //! decides by the objects alone, so it may be stopped and started at any time.
 
 pub mod instance;
+pub mod machine;
 mod patch;
 
 use std::time::Duration;

@@ -1,0 +1,340 @@
+//! Starts and stops the instances of VirtualMachines, and tells in their status what becomes of them.
+
+use std::sync::Arc;
+
+use edgevmm_kubevirt::api::machine::Template;
+use edgevmm_kubevirt::api::{MachineStatus, VirtualMachine, VirtualMachineInstance};
+use edgevmm_kubevirt::machine::{self, Finalizer};
+use futures_util::StreamExt;
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::ApiResource;
+use kube::runtime::controller::Action;
+use kube::runtime::events::EventType;
+use kube::runtime::reflector::Store;
+use kube::runtime::{Controller, WatchStreamExt, reflector, watcher};
+use kube::{Api, Resource, ResourceExt};
+use serde_json::{Value, json};
+use tracing::{debug, warn};
+
+use super::{Error, RETRY, Shared, patch};
+
+struct Context {
+    shared: Shared,
+    instances: Store<VirtualMachineInstance>,
+}
+
+/// Runs until the process ends.
+pub async fn run(shared: Shared) {
+    let instances: Api<VirtualMachineInstance> = Api::all(shared.client.clone());
+    let (reader, writer) = reflector::store();
+    let slim = |instance: &mut VirtualMachineInstance| instance.managed_fields_mut().clear();
+    let instances = watcher(instances, watcher::Config::default())
+        .default_backoff()
+        .modify(slim)
+        .reflect(writer)
+        .touched_objects();
+    let machines: Api<VirtualMachine> = Api::all(shared.client.clone());
+    let context = Arc::new(Context {
+        shared,
+        instances: reader,
+    });
+    Controller::new(machines, watcher::Config::default())
+        .owns_stream(instances)
+        .shutdown_on_signal()
+        .run(reconcile, retry, context)
+        .for_each(|outcome| async move {
+            match outcome {
+                Ok((object, _)) => debug!(%object, "kept"),
+                Err(error) => debug!(%error, "not kept yet"),
+            }
+        })
+        .await;
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "as kube calls it")]
+fn retry(machine: Arc<VirtualMachine>, error: &Error, _: Arc<Context>) -> Action {
+    let cause = std::error::Error::source(error).map(ToString::to_string);
+    warn!(machine = machine.name_any(), %error, cause, "Can't keep a machine");
+    Action::requeue(RETRY)
+}
+
+async fn reconcile(machine: Arc<VirtualMachine>, context: Arc<Context>) -> Result<Action, Error> {
+    let keeper = Keeper::new(&machine, &context)?;
+    match keeper.keep().await {
+        // It or its instance was changed or is gone meanwhile, of which the watch tells.
+        Err(Error::Api(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {
+            Ok(Action::await_change())
+        }
+        outcome => outcome,
+    }
+}
+
+/// Keeps one machine.
+struct Keeper<'a> {
+    machine: &'a VirtualMachine,
+    context: &'a Context,
+    machines: Api<VirtualMachine>,
+    instances: Api<VirtualMachineInstance>,
+    revisions: Api<ControllerRevision>,
+    namespace: String,
+    now: Time,
+}
+
+impl<'a> Keeper<'a> {
+    fn new(machine: &'a VirtualMachine, context: &'a Context) -> Result<Self, Error> {
+        let namespace = machine.namespace().ok_or(Error::Incomplete("namespace"))?;
+        let client = &context.shared.client;
+        Ok(Self {
+            machine,
+            context,
+            machines: Api::namespaced(client.clone(), &namespace),
+            instances: Api::namespaced(client.clone(), &namespace),
+            revisions: Api::namespaced(client.clone(), &namespace),
+            namespace,
+            now: Time(Timestamp::now()),
+        })
+    }
+
+    async fn keep(&self) -> Result<Action, Error> {
+        let instance = self.instance().await?;
+        let instance = instance.as_deref();
+        let started_with = match instance {
+            Some(instance) if !machine::is_of_generation(self.machine, instance) => {
+                self.template_of(instance).await?
+            }
+            _ => None,
+        };
+        let mut plan = machine::decide(self.machine, instance, started_with.as_ref(), &self.now);
+        if plan.finalizer == Some(Finalizer::Add) {
+            let mut finalizers = self.machine.finalizers().to_vec();
+            finalizers.push(machine::FINALIZER.to_owned());
+            self.patch(json!({ "metadata": { "finalizers": finalizers } }))
+                .await?;
+            return Ok(Action::await_change());
+        }
+        if let Some(strategy) = plan.strategy {
+            let spec = match self.machine.spec.running {
+                Some(_) => json!({ "running": true }),
+                None => json!({ "runStrategy": strategy }),
+            };
+            self.patch(json!({ "spec": spec })).await?;
+            return Ok(Action::await_change());
+        }
+        if let Some(action) = &plan.action {
+            self.act(action, instance, &mut plan.status).await?;
+        }
+        if plan.finalizer == Some(Finalizer::Remove) {
+            let finalizers = without(self.machine, machine::FINALIZER);
+            self.patch(json!({ "metadata": { "finalizers": finalizers } }))
+                .await?;
+            return Ok(Action::await_change());
+        }
+        self.write(&plan.status).await?;
+        let failed = plan.status.conditions.iter();
+        let failed = failed.filter(|it| it.kind == machine::FAILURE).count() > 0;
+        let again = plan
+            .look_again
+            .or_else(|| (failed && plan.action.is_some()).then_some(RETRY));
+        Ok(again.map_or_else(Action::await_change, Action::requeue))
+    }
+
+    /// The machine's instance. What the watch has not told of yet may be there, and is asked for where
+    /// taking it for gone would lose something.
+    async fn instance(&self) -> Result<Option<Arc<VirtualMachineInstance>>, Error> {
+        let name = self.machine.name_any();
+        let known = self.context.instances.find(|instance| {
+            instance.name_any() == name && instance.namespace().as_ref() == Some(&self.namespace)
+        });
+        if let Some(instance) = known {
+            return Ok(self.owns(&*instance).then_some(instance));
+        }
+        let status = self.machine.status.as_ref();
+        let matters = self.machine.metadata.deletion_timestamp.is_some()
+            || status.is_some_and(|status| {
+                status.created == Some(true) || !status.state_change_requests.is_empty()
+            });
+        if !matters {
+            return Ok(None);
+        }
+        let instance = self.instances.get_opt(&name).await?;
+        Ok(instance
+            .filter(|instance| self.owns(instance))
+            .map(Arc::new))
+    }
+
+    fn owns(&self, object: &impl Resource) -> bool {
+        let uid = self.machine.uid();
+        let mut owners = object.meta().owner_references.iter().flatten();
+        owners.any(|owner| owner.controller == Some(true) && Some(&owner.uid) == uid.as_ref())
+    }
+
+    /// What an instance was made of.
+    async fn template_of(
+        &self,
+        instance: &VirtualMachineInstance,
+    ) -> Result<Option<Template>, Error> {
+        let status = instance.status.as_ref();
+        let Some(name) = status.and_then(|it| it.virtual_machine_revision_name.as_deref()) else {
+            return Ok(None);
+        };
+        let revision = self.revisions.get_opt(name).await?;
+        let data = revision.filter(|it| self.owns(it)).and_then(|it| it.data);
+        let template = data.and_then(|data| data.0.pointer("/spec/template").cloned());
+        Ok(template.map(serde_json::from_value).transpose()?)
+    }
+
+    async fn act(
+        &self,
+        action: &machine::Action,
+        instance: Option<&VirtualMachineInstance>,
+        status: &mut MachineStatus,
+    ) -> Result<(), Error> {
+        match (action, instance) {
+            (machine::Action::Create { paused }, _) => self.create(*paused, status).await,
+            (machine::Action::Delete, Some(instance)) => self.delete(instance).await,
+            (machine::Action::Release, Some(instance)) => self.release(instance).await,
+            (machine::Action::Orphan, Some(instance)) => {
+                let uid = self.machine.uid();
+                let owners = instance.owner_references().iter();
+                let owners: Vec<_> = owners.filter(|it| Some(&it.uid) != uid.as_ref()).collect();
+                let finalizers = without(instance, machine::FINALIZER);
+                let change = json!({ "ownerReferences": owners, "finalizers": finalizers });
+                self.patch_instance(instance, json!({ "metadata": change }))
+                    .await
+            }
+            (machine::Action::Annotate(generation), Some(instance)) => {
+                let change = json!({ machine::GENERATION: generation.to_string() });
+                let change = json!({ "metadata": { "annotations": change } });
+                self.patch_instance(instance, change).await
+            }
+            (_, None) => Ok(()),
+        }
+    }
+
+    async fn create(&self, paused: bool, status: &mut MachineStatus) -> Result<(), Error> {
+        // The watch has only the fields that we know; the instance gets all.
+        let client = self.context.shared.client.clone();
+        let resource = ApiResource::erase::<VirtualMachine>(&());
+        let whole: Api<DynamicObject> =
+            Api::namespaced_with(client.clone(), &self.namespace, &resource);
+        let whole = whole.get(&self.machine.name_any()).await?;
+        if whole.resource_version() != self.machine.resource_version() {
+            return Ok(());
+        }
+        let start = machine::start(&whole, paused).ok_or(Error::Incomplete("template"))?;
+        let params = PostParams::default();
+        match self.revisions.create(&params, &start.revision).await {
+            Err(kube::Error::Api(error)) if error.reason == "AlreadyExists" => {}
+            other => drop(other?),
+        }
+        let resource = ApiResource::erase::<VirtualMachineInstance>(&());
+        let instances: Api<DynamicObject> =
+            Api::namespaced_with(client, &self.namespace, &resource);
+        let name = self.machine.name_any();
+        match instances.create(&params, &start.instance).await {
+            Ok(_) => {
+                let note = format!(
+                    "Started the virtual machine by creating the new virtual machine instance {name}"
+                );
+                self.tell(EventType::Normal, "SuccessfulCreate", note).await;
+                status.created = Some(true);
+                Ok(())
+            }
+            Err(kube::Error::Api(error)) if error.code < 500 => {
+                let existing = self.instances.get_opt(&name).await?;
+                if existing.is_some_and(|instance| self.owns(&instance)) {
+                    return Ok(());
+                }
+                machine::fail(status, "FailedCreate", &error.message, &self.now);
+                // The strategy counts as followed once there was an instance.
+                status.run_strategy = self.machine.status.as_ref().and_then(|it| it.run_strategy);
+                self.tell(EventType::Warning, "FailedCreate", error.message)
+                    .await;
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn delete(&self, instance: &VirtualMachineInstance) -> Result<(), Error> {
+        let params = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: instance.uid(),
+                resource_version: None,
+            }),
+            ..DeleteParams::default()
+        };
+        let name = instance.name_any();
+        self.instances.delete(&name, &params).await?;
+        let note =
+            format!("Stopped the virtual machine by deleting the virtual machine instance {name}");
+        self.tell(EventType::Normal, "SuccessfulDelete", note).await;
+        Ok(())
+    }
+
+    /// Lets an instance that ended go, with what it was made of.
+    async fn release(&self, instance: &VirtualMachineInstance) -> Result<(), Error> {
+        let status = instance.status.as_ref();
+        let revision = status.and_then(|it| it.virtual_machine_revision_name.as_deref());
+        let prefix = machine::revision_prefix(&self.machine.uid().unwrap_or_default());
+        if let Some(name) = revision.filter(|name| name.starts_with(&prefix)) {
+            match self.revisions.delete(name, &DeleteParams::default()).await {
+                Err(kube::Error::Api(error)) if error.code == 404 => {}
+                other => drop(other?),
+            }
+        }
+        let finalizers = without(instance, machine::FINALIZER);
+        let change = json!({ "metadata": { "finalizers": finalizers } });
+        self.patch_instance(instance, change).await
+    }
+
+    async fn write(&self, status: &MachineStatus) -> Result<(), Error> {
+        let old = serde_json::to_value(self.machine.status.clone().unwrap_or_default())?;
+        let changes = patch::merge(&old, &serde_json::to_value(status)?);
+        if changes == json!({}) {
+            return Ok(());
+        }
+        let change = json!({ "status": changes });
+        let change = patch::of_version(change, self.machine.resource_version().as_deref());
+        let name = self.machine.name_any();
+        self.machines
+            .patch_status(&name, &PatchParams::default(), &Patch::Merge(change))
+            .await?;
+        Ok(())
+    }
+
+    async fn patch(&self, change: Value) -> Result<(), Error> {
+        let change = patch::of_version(change, self.machine.resource_version().as_deref());
+        let name = self.machine.name_any();
+        self.machines
+            .patch(&name, &PatchParams::default(), &Patch::Merge(change))
+            .await?;
+        Ok(())
+    }
+
+    async fn patch_instance(
+        &self,
+        instance: &VirtualMachineInstance,
+        change: Value,
+    ) -> Result<(), Error> {
+        let change = patch::of_version(change, instance.resource_version().as_deref());
+        let name = instance.name_any();
+        self.instances
+            .patch(&name, &PatchParams::default(), &Patch::Merge(change))
+            .await?;
+        Ok(())
+    }
+
+    async fn tell(&self, kind: EventType, reason: &str, note: impl Into<String>) {
+        let shared = &self.context.shared;
+        shared.tell(self.machine, kind, reason, note).await;
+    }
+}
+
+fn without<'a>(object: &'a impl ResourceExt, finalizer: &str) -> Vec<&'a String> {
+    let finalizers = object.finalizers().iter();
+    finalizers.filter(|name| *name != finalizer).collect()
+}
