@@ -27,7 +27,7 @@ rm -r "$work"
 
 /// Prints what containers left behind; arguments are the folders of the node and of machines.
 const LEFTOVERS: &str = r#"
-pgrep -lx 'containerd-shim|edgevmm' || true
+pgrep -af '^[^ ]*(containerd-shim-edgevmm-v1|/edgevmm run|/proc/self/exe hold)' || true
 grep "$1" /proc/mounts | grep rootfs || true
 find /run/edgevmm /run/containerd/s "$1/state" -mindepth 1 2> /dev/null \
     | grep -v -e '/io.containerd' || true
