@@ -66,8 +66,21 @@ pub fn connect(place: &mut Place<'_>, resolver: &Resolver) -> Result<NetConfig, 
     })
 }
 
-/// The same for IPv6.
+/// The same for IPv6, of which there is none at the tap if that fails.
 fn connect6(place: &mut Place<'_>) -> Result<(), NetworkError> {
+    let routed = route6(place);
+    if routed.is_err() {
+        place.set("ipv6", "disable_ipv6", "1");
+    }
+    routed
+}
+
+fn route6(place: &mut Place<'_>) -> Result<(), NetworkError> {
+    // Before anything is forwarded, which would leave with the guest's address.
+    let rules = behind(&place.interface.name, GUEST6.into());
+    let replaced = nft::replace(Family::Inet6, &rules);
+    replaced.map_err(|source| place.refused(WHAT, NEEDS, source))?;
+    keep_routers(&place.interface.name);
     // The gateway's addresses are those below, and it is nobody's host.
     for (switch, value) in [
         ("addr_gen_mode", "1"),
@@ -82,9 +95,17 @@ fn connect6(place: &mut Place<'_>) -> Result<(), NetworkError> {
         let address = link::add_address(place.tap_index, address.into(), prefix);
         place.ask(WHAT, NEEDS, address)?;
     }
-    let rules = behind(&place.interface.name, GUEST6.into());
-    let replaced = nft::replace(Family::Inet6, &rules);
-    replaced.map_err(|source| place.refused(WHAT, NEEDS, source))
+    Ok(())
+}
+
+/// Has an interface that heeds router advertisements do so when it forwards, too: else the default
+/// routes that it has by them would go.
+fn keep_routers(interface: &str) {
+    let path = format!("/proc/sys/net/ipv6/conf/{interface}/accept_ra");
+    let heeds = fs::read_to_string(&path).is_ok_and(|value| value.trim() == "1");
+    if heeds {
+        let _ = fs::write(path, "2");
+    }
 }
 
 /// Rules that put a guest behind the address of an interface.

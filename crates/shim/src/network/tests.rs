@@ -126,6 +126,9 @@ fn a_guest_is_behind_the_first_interface() {
             assert_eq!(lease.address6, "fd10:0:2::2/120".parse().ok());
             assert_eq!(lease.gateway6, "fe80::1".parse().ok());
             assert_eq!((nets.len(), nets[0].mac), (1, None));
+            // The pod's kernel keeps what routers told it.
+            let heeds = fs::read_to_string("/proc/sys/net/ipv6/conf/eth0/accept_ra");
+            assert_eq!(heeds.unwrap(), "2\n");
         }
         // It need not be there.
         nft::remove().unwrap();
