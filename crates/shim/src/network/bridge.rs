@@ -2,19 +2,15 @@
 
 use edgevmm_config::{Gateway6, MacAddr, NetBackendConfig, NetConfig};
 
-use super::guard::{self, Own};
+use super::guard::Own;
 use super::resolver::Resolver;
 use super::traffic::{self, Action, Match, Way};
 use super::{NetworkError, Place, local, neighbour};
 
-/// Ranks of the filters: what a guest may not send is no exception either (local.rs has these).
-const GUARD: u16 = 1;
+/// Rank of the filter, after the exceptions (local.rs has these).
 const REDIRECT: u16 = 9;
 const WHAT: &str = "redirect frames";
 const NEEDS: &str = "the kernel needs sch_ingress, cls_u32 and act_mirred";
-const WHAT_GUARDED: &str = "keep the guest to its addresses";
-const NEEDS_GUARDED: &str =
-    "the kernel needs cls_bpf, or the pod the annotation edgevmm.io/spoof: allow";
 
 /// Connects the tap of a place to its interface, and the pod's loopback to the guest if this is its
 /// `first` interface. The guest `may_spoof` other addresses or not. Returns the machine's interface.
@@ -31,9 +27,7 @@ pub fn connect(
         place.ask(WHAT, NEEDS, traffic::add_filters(index))?;
     }
     if !may_spoof {
-        let program = guard::program(&own(place, gateway6));
-        let filter = traffic::add_program(tap, GUARD, &program);
-        place.ask(WHAT_GUARDED, NEEDS_GUARDED, filter)?;
+        place.guard(&own(place, gateway6))?;
     }
     for (from, to) in [(nic, tap), (tap, nic)] {
         let redirect = Action::Redirect(to);
@@ -81,7 +75,7 @@ fn own(place: &Place<'_>, gateway6: Option<Gateway6>) -> Own {
     let interface = place.interface;
     let (addresses, addresses6) = (interface.addresses.iter(), interface.addresses6.iter());
     Own {
-        mac: interface.mac,
+        mac: Some(interface.mac),
         addresses: addresses.map(|network| network.address).collect(),
         addresses6: addresses6.map(|network| network.address).collect(),
         router: match gateway6 {

@@ -65,9 +65,32 @@ impl Ends {
 
     /// Whether a frame of the guest comes out: it does so while it is sent.
     pub fn crosses(&mut self, frame: &[u8]) -> bool {
+        self.send(frame);
+        self.hears(|other| other == frame)
+    }
+
+    /// Sends a frame of the guest.
+    pub fn send(&mut self, frame: &[u8]) {
         write(self.guest.as_mut().unwrap(), frame);
-        while let Some(other) = read(&mut self.outside) {
-            if other == frame {
+    }
+
+    /// Whether a frame like this has come out.
+    pub fn hears(&mut self, like: impl Fn(&[u8]) -> bool) -> bool {
+        while let Some(frame) = read(&mut self.outside) {
+            if like(&frame) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Whether the guest, as an IPv4 address, is told the MAC address of another.
+    pub fn is_told(&mut self, mac: [u8; 6], own: &str, target: &str) -> bool {
+        let target: Ipv4Addr = target.parse().unwrap();
+        self.send(&arp(mac, mac, own, target));
+        let guest = self.guest.as_mut().unwrap();
+        while let Some(frame) = read(guest) {
+            if frame.get(20..22) == Some(&[0, 2]) && frame.get(28..32) == Some(&target.octets()) {
                 return true;
             }
         }

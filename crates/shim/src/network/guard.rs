@@ -1,8 +1,8 @@
-//! What a guest in the place of an interface may send: a program (classic BPF, kernel's
+//! What a guest may send: a program (classic BPF, kernel's
 //! networking/filter.rst) that the kernel runs on each frame before it goes on, so it holds whatever
 //! becomes of the VMM.
 //!
-//! Frames come from the interface's MAC address. If it has addresses, they are untagged, and are
+//! Frames come from the guest's MAC address, if that is known. If it has addresses, they are untagged, and are
 //!
 //! - IPv4 from one of its addresses,
 //! - ARP that tells of one of them or none,
@@ -22,8 +22,8 @@ pub type Instruction = [u8; 8];
 /// What a guest may send as.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Own {
-    /// Its MAC address.
-    pub mac: [u8; 6],
+    /// Its MAC address, unless it may choose one.
+    pub mac: Option<[u8; 6]>,
     /// Its IPv4 addresses.
     pub addresses: Vec<Ipv4Addr>,
     /// Its IPv6 addresses.
@@ -126,7 +126,7 @@ struct Assembler {
 }
 
 impl Assembler {
-    fn arp(&mut self, addresses: &[Ipv4Addr], mac: [u8; 6], pass: Label, lose: Label) {
+    fn arp(&mut self, addresses: &[Ipv4Addr], mac: Option<[u8; 6]>, pass: Label, lose: Label) {
         self.expect_len(ARP_END, lose);
         // Of Ethernet and IPv4, or what follows lies elsewhere.
         self.load(WORD, ARP_KIND);
@@ -229,7 +229,10 @@ impl Assembler {
         self.go(lose);
     }
 
-    fn expect_mac(&mut self, at: u32, [a, b, c, d, e, f]: [u8; 6], lose: Label) {
+    fn expect_mac(&mut self, at: u32, mac: Option<[u8; 6]>, lose: Label) {
+        let Some([a, b, c, d, e, f]) = mac else {
+            return;
+        };
         self.load(WORD, at);
         self.unless(u32::from_be_bytes([a, b, c, d]), lose);
         self.load(HALF, at + 4);

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use edgevmm_config::{Gateway6, LeaseConfig, NetBackendConfig, NetConfig, Network, Network6};
 
+use super::guard::Own;
 use super::nft::{self, Chain, Family, If, Rule, Then};
 use super::resolver::Resolver;
 use super::{NetworkError, Place, link, local};
@@ -22,15 +23,28 @@ const ROUTER: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 const WHAT: &str = "translate addresses";
 const NEEDS: &str = "the kernel needs nft_chain_nat, nft_nat and nft_masq";
 
-/// Connects the tap of a place to its interface. Returns the machine's interface.
-pub fn connect(place: &mut Place<'_>, resolver: &Resolver) -> Result<NetConfig, NetworkError> {
+/// Connects the tap of a place to its interface. The guest `may_spoof` other addresses or not, but has
+/// no way out by the pod's other interfaces. Returns the machine's interface.
+pub fn connect(
+    place: &mut Place<'_>,
+    resolver: &Resolver,
+    may_spoof: bool,
+) -> Result<NetConfig, NetworkError> {
+    if !may_spoof {
+        place.guard(&Own {
+            mac: None,
+            addresses: vec![GUEST],
+            addresses6: vec![GUEST6],
+            router: Some(ROUTER),
+        })?;
+    }
     place.set("ipv4", "route_localnet", "1");
     let forward = fs::write("/proc/sys/net/ipv4/ip_forward", "1");
     forward.map_err(|source| place.refused(WHAT, NEEDS, source))?;
     let address = link::add_address(place.tap_index, GATEWAY.into(), PREFIX);
     place.ask(WHAT, NEEDS, address)?;
     let mut rules = local::rules(&place.tap, GUEST);
-    rules.extend(behind(&place.interface.name, GUEST.into()));
+    rules.extend(behind(place, GUEST.into()));
     let replaced = nft::replace(Family::Inet, &rules);
     replaced.map_err(|source| place.refused(WHAT, NEEDS, source))?;
     let mut lease = LeaseConfig {
@@ -77,7 +91,7 @@ fn connect6(place: &mut Place<'_>) -> Result<(), NetworkError> {
 
 fn route6(place: &mut Place<'_>) -> Result<(), NetworkError> {
     // Before anything is forwarded, which would leave with the guest's address.
-    let rules = behind(&place.interface.name, GUEST6.into());
+    let rules = behind(place, GUEST6.into());
     let replaced = nft::replace(Family::Inet6, &rules);
     replaced.map_err(|source| place.refused(WHAT, NEEDS, source))?;
     keep_routers(&place.interface.name);
@@ -108,11 +122,14 @@ fn keep_routers(interface: &str) {
     }
 }
 
-/// Rules that put a guest behind the address of an interface.
-fn behind(interface: &str, guest: IpAddr) -> Vec<Rule> {
-    let from = vec![If::From(interface.to_owned())];
-    let to = vec![If::To(interface.to_owned())];
+/// Rules that put a guest behind the address of its place's interface, and no other.
+fn behind(place: &Place<'_>, guest: IpAddr) -> Vec<Rule> {
+    let interface = || place.interface.name.clone();
+    let from = vec![If::From(interface())];
+    let to = vec![If::To(interface())];
+    let astray = vec![If::From(place.tap.clone()), If::NotTo(interface())];
     vec![
+        (Chain::Forwarded, astray, Then::Drop),
         (Chain::Received, from, Then::Destination(guest)),
         (Chain::Sent, to, Then::Masquerade),
     ]

@@ -5,9 +5,10 @@
 //!
 //! - `bridge`: every frame received by the interface is sent to the tap and the other way (tc), so
 //!   the guest has the pod's MAC and IP addresses, which the VMM tells it. The pod's kernel
-//!   sees none of these frames, so its addresses may stay where they are for others to see. What the
-//!   guest sends as somebody else is lost (guard.rs).
+//!   sees none of these frames, so its addresses may stay where they are for others to see.
 //! - `masquerade`: the guest is 10.0.2.2 behind the pod's address (nf_tables).
+//!
+//! What the guest sends as somebody else is lost (guard.rs).
 //!
 //! `lan` adds one of the node's networks to the pod's before. In both modes, connections of the pod to
 //! its own loopback, by which `kubectl port-forward` comes, lead to the guest. All of it is in the
@@ -44,12 +45,18 @@ use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 
 use facts::Interface;
+use guard::Own;
 pub use lan::is_name as is_interface;
 use lan::{Lan, LanError};
 use netlink::{Message, Socket};
 pub use resolver::RESOLV_CONF;
 use resolver::Resolver;
 
+/// Rank of the filter that keeps a guest to its addresses: what it may not send is no exception either.
+const GUARD: u16 = 1;
+const WHAT_GUARDED: &str = "keep the guest to its addresses";
+const NEEDS_GUARDED: &str = "the kernel needs sch_ingress and cls_bpf, or the pod the annotation \
+     edgevmm.io/spoof: allow";
 /// What names of our taps begin with; the interface's index follows.
 const TAP: &str = "evm";
 
@@ -74,7 +81,7 @@ pub struct Wish {
     pub pod: bool,
     /// Interface of the node to whose network it is connected too, and who it is there.
     pub lan: Option<(String, String)>,
-    /// Whether a bridged guest may send as others.
+    /// Whether the guest may send as others.
     pub spoof: bool,
     /// The pod's resolv.conf.
     pub resolv_conf: Option<PathBuf>,
@@ -201,7 +208,7 @@ fn connect(
             &Resolver::default()
         };
         nets.push(match mode {
-            Mode::Masquerade if first => masquerade::connect(&mut place, resolver)?,
+            Mode::Masquerade if first => masquerade::connect(&mut place, resolver, wish.spoof)?,
             _ => bridge::connect(&mut place, resolver, first, wish.spoof)?,
         });
     }
@@ -284,6 +291,16 @@ impl<'a> Place<'a> {
         let mtu = interface_mtu(&interface.name).map_err(NetworkError::Facts)?;
         place.ask("bring up the tap", "", link::bring_up(tap_index, mtu))?;
         Ok(place)
+    }
+
+    /// Has the kernel lose what the guest sends and is not its own.
+    fn guard(&mut self, own: &Own) -> Result<(), NetworkError> {
+        let tap = self.tap_index;
+        let program = traffic::add_program(tap, GUARD, &guard::program(own));
+        for message in [traffic::add_filters(tap), program] {
+            self.ask(WHAT_GUARDED, NEEDS_GUARDED, message)?;
+        }
+        Ok(())
     }
 
     /// Has the kernel do something.

@@ -47,6 +47,8 @@ pub enum Chain {
     Guard,
     /// Those received.
     Received,
+    /// Those received that are sent on.
+    Forwarded,
     /// Those of the pod's own programs.
     Own,
     /// Those sent.
@@ -60,6 +62,8 @@ pub enum If {
     From(String),
     /// They go out by an interface.
     To(String),
+    /// They go out by any other interface.
+    NotTo(String),
     /// They are TCP.
     Tcp,
     /// They come from a loopback address of IPv4.
@@ -83,13 +87,20 @@ pub enum Then {
 pub type Rule = (Chain, Vec<If>, Then);
 
 impl Chain {
-    const ALL: [Self; 4] = [Self::Guard, Self::Received, Self::Own, Self::Sent];
+    const ALL: [Self; 5] = [
+        Self::Guard,
+        Self::Received,
+        Self::Forwarded,
+        Self::Own,
+        Self::Sent,
+    ];
 
     /// Name, hook, priority and type.
     const fn place(self) -> (&'static str, u32, i32, &'static str) {
         match self {
             Self::Guard => ("guard", 0, -300, "filter"),
             Self::Received => ("received", 0, -100, "nat"),
+            Self::Forwarded => ("forwarded", 2, 0, "filter"),
             Self::Own => ("own", 3, -100, "nat"),
             Self::Sent => ("sent", 4, 100, "nat"),
         }
@@ -200,7 +211,7 @@ impl If {
     fn describe(&self, list: &mut Message) {
         let (value, meta, offset) = match self {
             Self::From(name) => (interface(name), META_IN, None),
-            Self::To(name) => (interface(name), META_OUT, None),
+            Self::To(name) | Self::NotTo(name) => (interface(name), META_OUT, None),
             Self::Tcp => (vec![TCP], META_PROTOCOL, None),
             Self::SourceLoopback => (vec![LOOPBACK], 0, Some(SOURCE)),
             Self::DestinationLoopback => (vec![LOOPBACK], 0, Some(DESTINATION)),
@@ -219,9 +230,10 @@ impl If {
             }),
         }
         expression(list, "cmp", |compare| {
-            let equal = 0;
+            // Whether it is to be equal (0), or not (1).
+            let relation = u32::from(matches!(self, Self::NotTo(_)));
             number(compare, 1, REGISTER);
-            number(compare, 2, equal);
+            number(compare, 2, relation);
             compare.nest(3, |data| data.add(1, &value));
         });
     }

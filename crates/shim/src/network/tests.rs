@@ -160,6 +160,51 @@ fn a_guest_behind_an_interface_has_its_ipv6_address() {
     });
 }
 
+/// It has no other addresses, and no other interface's.
+#[test]
+fn a_guest_behind_an_interface_is_kept_there() {
+    in_namespace(&["eth0", "net1"], || {
+        let mut kernel = Socket::route().unwrap();
+        let index = if_nametoindex("net1").unwrap();
+        for message in [
+            link::add_address(index, ip("fd00:20::7"), 64),
+            link::add_neighbour(index, ip("fd00:20::1"), GATEWAY_MAC),
+        ] {
+            kernel.request(message).unwrap();
+        }
+        for spoof in [false, true] {
+            let wish = Wish {
+                mode: Some(Mode::Masquerade),
+                pod: true,
+                spoof,
+                ..Wish::default()
+            };
+            if wished(&wish).is_none() {
+                return;
+            }
+            let all = facts::interfaces().unwrap();
+            let mac = |name: &str| all.iter().find(|one| one.name == name).unwrap().mac;
+            let (mut ends, mut more) = (Ends::open("eth0"), Ends::open("net1"));
+            let own = [2, 0, 0, 0, 0, 9];
+            let macs = [mac(&ends.tap), own];
+            let is_sent = |frame: &[u8]| frame.ends_with(&[9; 4]);
+            let good = ends.udp6(macs, "fd10:0:2::2", GATEWAY6, 64);
+            assert!(ends.arrives(&good, is_sent));
+            let ready = [GATEWAY_MAC, mac("net1")];
+            let ready = more.udp6(ready, "fd00:20::7", "fd00:20::1", 64);
+            assert!(more.arrives(&ready, |frame| frame == ready));
+            assert!(ends.is_told(own, "10.0.2.2", "10.0.2.1"));
+
+            ends.send(&ends.udp6(macs, "fd10:0:2::3", GATEWAY6, 64));
+            assert_eq!(ends.hears(is_sent), spoof);
+            for source in ["fd10:0:2::2", "fd00:20::7"] {
+                ends.send(&ends.udp6(macs, source, "fd00:20::1", 64));
+                assert!(!more.hears(is_sent), "{source}");
+            }
+        }
+    });
+}
+
 #[test]
 fn a_guest_is_kept_to_its_addresses() {
     in_namespace(&["eth0", "net1"], || {
