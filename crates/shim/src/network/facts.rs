@@ -20,7 +20,7 @@ const ROUTE_REJECT: u32 = 0x200;
 /// Routes that the kernel makes for addresses of its own.
 const ROUTE_OWN: u32 = 0x8010_0000;
 
-/// An interface that is up and takes Ethernet frames.
+/// An interface that takes Ethernet frames.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Interface {
     /// Name.
@@ -29,6 +29,8 @@ pub struct Interface {
     pub index: u32,
     /// MAC address.
     pub mac: [u8; 6],
+    /// Whether it is up.
+    pub up: bool,
     /// Its IPv4 addresses.
     pub addresses: Vec<Network>,
     /// Routes by it, those that win first.
@@ -46,7 +48,7 @@ pub struct Route6 {
     gateway: Option<Ipv6Addr>,
 }
 
-/// The interfaces of the network namespace of the caller, the one with the default route first.
+/// The interfaces of the network namespace of the caller, up or not, the one with the default route first.
 ///
 /// # Errors
 ///
@@ -85,13 +87,13 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
 }
 
 fn ethernet(entry: &InterfaceAddress) -> Option<Interface> {
-    let wanted = entry.flags.contains(InterfaceFlags::IFF_UP)
-        && !entry.flags.contains(InterfaceFlags::IFF_LOOPBACK);
     let link = entry.address.as_ref()?.as_link_addr()?;
+    let wanted = !entry.flags.contains(InterfaceFlags::IFF_LOOPBACK);
     (wanted && link.hatype() == ARPHRD_ETHER).then_some(Interface {
         name: entry.interface_name.clone(),
         index: u32::try_from(link.ifindex()).ok()?,
         mac: link.addr()?,
+        up: entry.flags.contains(InterfaceFlags::IFF_UP),
         ..Interface::default()
     })
 }

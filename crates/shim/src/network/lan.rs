@@ -64,7 +64,8 @@ impl Lan {
         }
         let failed = |error| LanError::Kernel(name.to_owned(), error);
         let interfaces = facts::interfaces().map_err(failed)?;
-        let found = interfaces.into_iter().find(|other| other.name == name);
+        let mut interfaces = interfaces.into_iter().filter(|other| other.up);
+        let found = interfaces.find(|other| other.name == name);
         let below = found.ok_or_else(|| LanError::Missing(name.to_owned()))?;
         Ok(Self {
             mac: mac(who, below.mac),

@@ -1,5 +1,6 @@
 //! Interfaces (rtnetlink(7)): what is done to them.
 
+use std::ffi::CString;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -8,6 +9,7 @@ use super::netlink::{ACK, CREATE, EXCLUSIVE, Message, REPLACE, Socket};
 
 const NEW_LINK: u16 = 16;
 const DELETE_LINK: u16 = 17;
+const GET_LINK: u16 = 18;
 const NEW_ADDRESS: u16 = 20;
 const NEW_NEIGHBOUR: u16 = 28;
 
@@ -34,6 +36,8 @@ const NEIGHBOUR_MAC: u16 = 2;
 /// It is not asked for, and is not forgotten.
 const NEIGHBOUR_PERMANENT: u16 = 0x80;
 
+/// Bytes of the header of messages about links (`ifinfomsg`).
+const HEADER: usize = 16;
 const UP: u32 = 1;
 const INET: u8 = 2;
 const INET6: u8 = 10;
@@ -50,6 +54,23 @@ pub fn bring_up(index: u32, mtu: u16) -> Message {
 /// Removes an interface.
 pub fn delete(index: u32) -> Message {
     Message::new(DELETE_LINK, ACK, &link(index, 0))
+}
+
+/// Which kind of driver an interface has, such as `tun`. `None` when it has none that tells, or is gone.
+///
+/// # Errors
+///
+/// Any other that the kernel has.
+pub fn kind(socket: &mut Socket, index: u32) -> io::Result<Option<String>> {
+    let answer = match socket.get(Message::new(GET_LINK, 0, &link(index, 0)), HEADER) {
+        Err(error) if error.raw_os_error() == Some(nix::libc::ENODEV) => return Ok(None),
+        answer => answer?,
+    };
+    let kind = || {
+        let kind = answer.nested(LINK_INFO)?.find(INFO_KIND)?.to_vec();
+        CString::from_vec_with_nul(kind).ok()?.into_string().ok()
+    };
+    Ok(kind())
 }
 
 /// Gives an interface an address in a network of `prefix` bits.

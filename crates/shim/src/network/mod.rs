@@ -59,6 +59,8 @@ const NEEDS_GUARDED: &str = "the kernel needs sch_ingress and cls_bpf, or the po
      edgevmm.io/spoof: allow";
 /// What names of our taps begin with; the interface's index follows.
 const TAP: &str = "evm";
+/// What the kernel calls a tap's driver.
+const TAP_KIND: &str = "tun";
 
 /// How a machine is connected to its pod's network.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,12 +179,9 @@ pub fn set_up(wish: &Wish, node: Node) -> Result<Vec<NetConfig>, NetworkError> {
         lan.join()?;
     }
     let mut kernel = Socket::route().map_err(NetworkError::Facts)?;
-    let interfaces = facts::interfaces().map_err(NetworkError::Facts)?;
-    let (old, mut interfaces): (Vec<_>, Vec<_>) = interfaces.into_iter().partition(is_ours);
-    clear(&mut kernel, &old, &interfaces).map_err(NetworkError::Facts)?;
-    if mode == Mode::None {
-        interfaces.retain(|interface| interface.name == lan::NAME);
-    }
+    let mut interfaces = clear(&mut kernel).map_err(NetworkError::Facts)?;
+    let wanted = |interface: &Interface| mode != Mode::None || interface.name == lan::NAME;
+    interfaces.retain(|interface| interface.up && wanted(interface));
     if interfaces.is_empty() && wish.pod {
         eprintln!("The pod's network has no interfaces: its machine has none");
     }
@@ -230,25 +229,32 @@ pub fn tear_down(path: &Path) -> io::Result<()> {
         if namespace()? == here {
             return Ok(());
         }
-        let (old, interfaces): (Vec<_>, Vec<_>) =
-            facts::interfaces()?.into_iter().partition(is_ours);
-        clear(&mut Socket::route()?, &old, &interfaces)
+        clear(&mut Socket::route()?).map(drop)
     })?;
     thread
         .join()
         .unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
 }
 
-fn is_ours(interface: &Interface) -> bool {
-    let rest = interface.name.strip_prefix(TAP);
-    rest.is_some_and(|rest| rest.bytes().all(|digit| digit.is_ascii_digit()))
+/// Whether an interface can be a tap of ours, by its name.
+fn has_our_name(interface: &Interface) -> bool {
+    let rest = interface.name.strip_prefix(TAP).unwrap_or_default();
+    !rest.is_empty() && rest.bytes().all(|digit| digit.is_ascii_digit())
 }
 
-/// Removes what an earlier machine had in the namespace. Its taps are what it is known by, so they
+/// Removes what an earlier machine had in the namespace that the caller is in, also of interfaces that
+/// are down by now. Returns the interfaces that are not ours. Its taps are what it is known by, so they
 /// are the last to go.
-fn clear(kernel: &mut Socket, old: &[Interface], interfaces: &[Interface]) -> io::Result<()> {
+fn clear(kernel: &mut Socket) -> io::Result<Vec<Interface>> {
+    let (mut old, mut interfaces) = (Vec::new(), Vec::new());
+    for interface in facts::interfaces()? {
+        let ours = has_our_name(&interface)
+            && link::kind(kernel, interface.index)?.as_deref() == Some(TAP_KIND);
+        let list = if ours { &mut old } else { &mut interfaces };
+        list.push(interface);
+    }
     if old.is_empty() {
-        return Ok(());
+        return Ok(interfaces);
     }
     // Without nf_tables there are no rules either.
     let _ = nft::remove();
@@ -259,7 +265,7 @@ fn clear(kernel: &mut Socket, old: &[Interface], interfaces: &[Interface]) -> io
     for message in filters.chain(delete) {
         link::unless_gone(kernel, message)?;
     }
-    Ok(())
+    Ok(interfaces)
 }
 
 /// An interface of the pod, and the tap that is made for it.

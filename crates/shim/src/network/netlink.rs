@@ -33,6 +33,8 @@ pub const EXCLUSIVE: u16 = 0x200;
 pub const REPLACE: u16 = 0x100;
 /// Mark of an attribute that has attributes in it.
 const NESTED: u16 = 0x8000;
+/// What is no mark in the type of an attribute.
+const KIND: u16 = 0x3fff;
 
 /// A request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -189,11 +191,16 @@ impl Attributes {
             let &[a, b, c, d] = rest.first_chunk()?;
             let len = usize::from(u16::from_ne_bytes([a, b]));
             let value = rest.get(4..len)?;
-            if u16::from_ne_bytes([c, d]) == kind {
+            if u16::from_ne_bytes([c, d]) & KIND == kind {
                 return Some(value);
             }
             rest = rest.get(len.next_multiple_of(4)..)?;
         }
+    }
+
+    /// Those in the first of a type.
+    pub fn nested(&self, kind: u16) -> Option<Self> {
+        self.find(kind).map(|value| Self(value.to_vec()))
     }
 }
 
@@ -243,6 +250,12 @@ mod tests {
         assert_eq!(found.find(1), Some(&[7][..]));
         assert_eq!(found.find(2), Some(&[1, 2, 3, 4][..]));
         assert_eq!(found.find(3), None);
+        let inner = [5, 0, 1, 0, 7, 0, 0, 0];
+        let nested = bytes(&[(12, 9 | NESTED, &inner), (12, 8, &inner)]);
+        for kind in [8, 9] {
+            let inner = nested.nested(kind).unwrap();
+            assert_eq!(inner.find(1), Some(&[7][..]));
+        }
         for broken in [(0, 9, &[0; 4]), (3, 9, &[0; 4]), (40, 9, &[0; 4])] {
             assert_eq!(bytes(&[(broken.0, broken.1, broken.2)]).find(1), None);
         }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::AsFd;
 
 use edgevmm_config::{Gateway6, LeaseConfig, MacAddr, NetBackendConfig};
 use nix::sched::unshare;
@@ -51,6 +52,20 @@ fn in_namespace(names: &'static [&str], test: fn()) {
     thread.join().unwrap();
 }
 
+/// The interfaces that are up: a kernel may give each namespace some that are not.
+fn up() -> Vec<Interface> {
+    let mut interfaces = facts::interfaces().unwrap();
+    interfaces.retain(|interface| interface.up);
+    interfaces
+}
+
+/// Takes an interface down.
+fn down(name: &str) -> Message {
+    let numbers = [0, if_nametoindex(name).unwrap(), 0, 1];
+    let header: Vec<u8> = numbers.into_iter().flat_map(u32::to_ne_bytes).collect();
+    Message::new(16, netlink::ACK, &header)
+}
+
 fn default_route(index: u32, gateway: Ipv6Addr) -> Message {
     let (new_route, inet6, main, boot, universe, unicast) = (24, 10, 254, 3, 0, 1);
     let header = [inet6, 0, 0, 0, main, boot, universe, unicast, 0, 0, 0, 0];
@@ -93,7 +108,7 @@ fn wished(wish: &Wish) -> Option<Vec<NetConfig>> {
 #[test]
 fn a_guest_takes_the_place_of_each_interface() {
     in_namespace(&["eth0", "net1"], || {
-        let all = facts::interfaces().unwrap();
+        let all = up();
         for _ in 0..2 {
             let Some(nets) = connected(Mode::Bridge) else {
                 return;
@@ -144,7 +159,7 @@ fn a_guest_behind_an_interface_has_its_ipv6_address() {
             return;
         }
         let mut ends = Ends::open("eth0");
-        let all = facts::interfaces().unwrap();
+        let all = up();
         let mac = |name: &str| all.iter().find(|one| one.name == name).unwrap().mac;
         let to_kernel = [mac(&ends.tap), [2, 0, 0, 0, 0, 9]];
         let frame = ends.udp6(to_kernel, "fd10:0:2::2", GATEWAY6, 64);
@@ -182,7 +197,7 @@ fn a_guest_behind_an_interface_is_kept_there() {
             if wished(&wish).is_none() {
                 return;
             }
-            let all = facts::interfaces().unwrap();
+            let all = up();
             let mac = |name: &str| all.iter().find(|one| one.name == name).unwrap().mac;
             let (mut ends, mut more) = (Ends::open("eth0"), Ends::open("net1"));
             let own = [2, 0, 0, 0, 0, 9];
@@ -209,7 +224,7 @@ fn a_guest_behind_an_interface_is_kept_there() {
 fn a_guest_is_kept_to_its_addresses() {
     in_namespace(&["eth0", "net1"], || {
         let mac = |name| {
-            let all = facts::interfaces().unwrap();
+            let all = up();
             all.iter().find(|one| one.name == name).unwrap().mac
         };
         for spoof in [false, true] {
@@ -243,34 +258,56 @@ fn a_guest_is_kept_to_its_addresses() {
     });
 }
 
+/// Tears the network of this namespace down as seen from another one.
+fn torn_down() {
+    let path = format!("/proc/self/task/{}/ns/net", gettid());
+    thread::scope(|scope| {
+        let host = File::open("/proc/self/ns/net").unwrap();
+        let torn = scope.spawn(move || {
+            setns(host, CloneFlags::CLONE_NEWNET).unwrap();
+            tear_down(Path::new(&path))
+        });
+        torn.join().unwrap().unwrap();
+    });
+}
+
 #[test]
 fn a_pod_has_its_interfaces_back() {
     in_namespace(&["eth0"], || {
-        let path = format!("/proc/self/task/{}/ns/net", gettid());
         for mode in [Mode::Bridge, Mode::Masquerade] {
-            let all = facts::interfaces().unwrap();
+            let all = up();
             assert_eq!(all.len(), 1);
             if connected(mode).is_none() {
                 return;
             }
-            assert_eq!(facts::interfaces().unwrap().len(), 2);
+            assert_eq!(up().len(), 2);
             for _ in 0..2 {
-                let path = path.clone();
-                // As seen from another thread, whose namespace is the test's first.
-                thread::scope(|scope| {
-                    let host = File::open("/proc/self/ns/net").unwrap();
-                    let torn = scope.spawn(move || {
-                        setns(host, CloneFlags::CLONE_NEWNET).unwrap();
-                        tear_down(Path::new(&path))
-                    });
-                    torn.join().unwrap().unwrap();
-                });
+                torn_down();
             }
-            assert_eq!(facts::interfaces().unwrap(), all);
+            assert_eq!(up(), all);
         }
         // The kernel hears the network again, which is asked for the pod's address.
         let mut eth0 = Ends::only("eth0");
         assert!(eth0.answers(ADDRESS));
+    });
+}
+
+#[test]
+fn a_pod_has_interfaces_back_that_are_down_meanwhile() {
+    in_namespace(&["eth0"], || {
+        let index = if_nametoindex("eth0").unwrap();
+        let tap = format!("evm{index}");
+        let mut kernel = Socket::route().unwrap();
+        for taken_down in ["eth0", &tap] {
+            if connected(Mode::Bridge).is_none() {
+                return;
+            }
+            kernel.request(down(taken_down)).unwrap();
+            torn_down();
+            assert!(if_nametoindex(tap.as_str()).is_err(), "{taken_down}");
+            kernel.request(link::bring_up(index, 1400)).unwrap();
+            assert!(Ends::only("eth0").answers(ADDRESS), "{taken_down}");
+        }
     });
 }
 
@@ -293,11 +330,39 @@ fn the_hosts_network_is_left_alone() {
 
 #[test]
 fn only_names_of_ours_are_ours() {
-    for (name, ours) in [("evm7", true), ("evmtap1", false), ("eth0", false)] {
+    for (name, ours) in [
+        ("evm7", true),
+        ("evm", false),
+        ("evmtap1", false),
+        ("eth0", false),
+        ("7", false),
+    ] {
         let interface = Interface {
             name: name.to_owned(),
             ..Interface::default()
         };
-        assert_eq!(is_ours(&interface), ours, "{name}");
+        assert_eq!(has_our_name(&interface), ours, "{name}");
     }
+}
+
+#[test]
+fn only_taps_are_ours() {
+    in_namespace(&["eth0"], || {
+        let mut kernel = Socket::route().unwrap();
+        let below = if_nametoindex("eth0").unwrap();
+        let here = File::open("/proc/thread-self/ns/net").unwrap();
+        let macvlan = link::add_macvlan("evm7", [2, 0, 0, 0, 0, 7], below, here.as_fd());
+        if let Err(error) = kernel.request(macvlan) {
+            eprintln!("SKIPPED: the kernel needs macvlan ({error})");
+            return;
+        }
+        let index = if_nametoindex("evm7").unwrap();
+        let kind = link::kind(&mut kernel, index).unwrap();
+        assert_eq!(kind.as_deref(), Some("macvlan"));
+        assert_eq!(link::kind(&mut kernel, 9999).unwrap(), None);
+        Tap::make("evm8").unwrap();
+        let left = clear(&mut kernel).unwrap();
+        assert!(left.iter().any(|interface| interface.index == index));
+        assert!(if_nametoindex("evm7").is_ok() && if_nametoindex("evm8").is_err());
+    });
 }
