@@ -2,15 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use edgevmm_config::{ByteSize, DiskBus, FirmwareChoice};
+use edgevmm_config::{
+    ByteSize, CpuConfig, DiskBus, FirmwareChoice, WatchdogAction, WatchdogConfig,
+};
+use serde::Deserialize;
+use serde::de::value::StrDeserializer;
 use uuid::Uuid;
 
+use crate::disks::{DisksError, Wishes};
 use crate::network::{Mode, is_interface};
 
 /// What all of ours begin with.
 const PREFIX: &str = "edgevmm.io/";
 /// Names after the prefix, in the order in which messages list them.
-const NAMES: [&str; 20] = [
+const NAMES: [&str; 22] = [
     "cloud-init",
     "cmdline",
     "container",
@@ -18,6 +23,7 @@ const NAMES: [&str; 20] = [
     "create-disk",
     "disk",
     "disk-bus",
+    "disks",
     "firmware",
     "initrd",
     "kernel",
@@ -31,6 +37,7 @@ const NAMES: [&str; 20] = [
     "ssh-keys",
     "user-data",
     "uuid",
+    "watchdog",
 ];
 /// Longest user-data and SSH keys, in bytes: what a pod's annotations have in all.
 const MAX_TEXT: usize = 256 << 10;
@@ -40,12 +47,14 @@ const MAX_TEXT: usize = 256 << 10;
 pub struct Annotations {
     /// Guest memory; what the container's limit leaves when absent.
     pub memory: Option<ByteSize>,
-    /// Number of vCPUs; what the container may use when absent.
-    pub cpus: Option<u8>,
+    /// vCPUs; as many as the container may use when absent.
+    pub cpus: Option<CpuConfig>,
     /// Name of the image in the container image's folder /disk.
     pub disk: Option<String>,
-    /// How the guest reaches it.
+    /// How the guest reaches disks of which nothing else is said.
     pub disk_bus: Option<DiskBus>,
+    /// How it has each disk.
+    pub disks: Wishes,
     /// What boots it.
     pub firmware: Option<FirmwareChoice>,
     /// Absolute path of a kernel in the container image.
@@ -76,6 +85,8 @@ pub struct Annotations {
     pub uuid: Option<Uuid>,
     /// The machine's serial number.
     pub serial: Option<String>,
+    /// What becomes of a guest that hangs; it has no watchdog when absent.
+    pub watchdog: Option<WatchdogConfig>,
     /// Public keys that may log in by cloud-init, each on a line.
     pub ssh_keys: Option<String>,
 }
@@ -96,6 +107,9 @@ pub enum AnnotationError {
         /// What to write.
         expected: &'static str,
     },
+    /// What is said of disks can't be.
+    #[error(transparent)]
+    Disks(#[from] DisksError),
     /// Two say the same thing.
     #[error("The annotations `{PREFIX}{0}` and `{PREFIX}{1}` exclude each other: leave one out")]
     Both(&'static str, &'static str),
@@ -147,8 +161,7 @@ impl Annotations {
                 self.memory = Some(size.map_err(|_| wrong("write a size, like 512M"))?);
             }
             "cpus" => {
-                let count = value.parse().ok().filter(|count| *count > 0);
-                self.cpus = Some(count.ok_or_else(|| wrong("write a number of vCPUs, like 2"))?);
+                self.cpus = Some(cpus(value).ok_or_else(|| wrong(CPUS))?);
             }
             "disk" => self.disk = Some(file_name(value).ok_or_else(|| wrong(DISK))?),
             "disk-bus" => {
@@ -158,6 +171,7 @@ impl Annotations {
                     _ => return Err(wrong("write virtio or sata")),
                 });
             }
+            "disks" => self.disks = Wishes::parse(value)?,
             "firmware" => {
                 let choice = [
                     FirmwareChoice::Auto,
@@ -201,6 +215,13 @@ impl Annotations {
             "network-data" => self.network_data = Some(text(value).ok_or_else(|| wrong(TEXT))?),
             "uuid" => self.uuid = Some(value.parse().map_err(|_| wrong("write a UUID"))?),
             "serial" => self.serial = Some(value.to_owned()),
+            "watchdog" => {
+                let action = WatchdogAction::deserialize(
+                    StrDeserializer::<serde::de::value::Error>::new(value),
+                );
+                let action = action.map_err(|_| wrong(WATCHDOG))?;
+                self.watchdog = Some(WatchdogConfig { action });
+            }
             "ssh-keys" => self.ssh_keys = Some(text(value).ok_or_else(|| wrong(TEXT))?),
             _ => {
                 let name = name.chars().take(100).collect();
@@ -211,6 +232,9 @@ impl Annotations {
     }
 }
 
+const CPUS: &str = "write a number of vCPUs, like 2, and how they are arranged if that matters, like \
+                    4,sockets=2,cores=2; the product of all that is given must be that number";
+const WATCHDOG: &str = "write reset, shutdown, end, pause or report";
 const DISK: &str = "write the name of a file in the image's folder /disk, like disk.qcow2";
 const PATH: &str = "write the absolute path of a file in the container image, like /boot/vmlinuz";
 const CONTAINER: &str = "write the name of a container of the pod";
@@ -241,6 +265,13 @@ fn sizes(value: &str) -> Option<Vec<(String, ByteSize)>> {
     pairs.collect()
 }
 
+/// A number of vCPUs and their topology, as `edgevmm run --cpus` takes it.
+fn cpus(value: &str) -> Option<CpuConfig> {
+    value.split(',').next()?.parse::<u8>().ok()?;
+    let cpus: CpuConfig = value.parse().ok()?;
+    cpus.topology().is_ok().then_some(cpus)
+}
+
 fn text(value: &str) -> Option<String> {
     (value.len() <= MAX_TEXT).then(|| value.to_owned())
 }
@@ -268,7 +299,9 @@ mod tests {
     fn all_are_read_and_foreign_ones_are_left_alone() {
         let annotations = parse(&[
             ("edgevmm.io/memory", "512M"),
-            ("edgevmm.io/cpus", "2"),
+            ("edgevmm.io/cpus", "4,sockets=2,threads=2"),
+            ("edgevmm.io/disks", "data,bus=sata\ncontainerDisk,ro"),
+            ("edgevmm.io/watchdog", "end"),
             ("edgevmm.io/disk", "a.qcow2"),
             ("edgevmm.io/disk-bus", "sata"),
             ("edgevmm.io/firmware", "uefi"),
@@ -289,9 +322,14 @@ mod tests {
         ]);
         let expected = Annotations {
             memory: Some(ByteSize::mib(512)),
-            cpus: Some(2),
+            cpus: Some(CpuConfig {
+                sockets: Some(2),
+                threads: Some(2),
+                ..CpuConfig::new(4)
+            }),
             disk: Some("a.qcow2".to_owned()),
             disk_bus: Some(DiskBus::Sata),
+            disks: Wishes::parse("data,bus=sata\ncontainerDisk,ro").unwrap(),
             firmware: Some(FirmwareChoice::Uefi),
             kernel: Some("/boot/vmlinuz".to_owned()),
             initrd: Some("/boot/initrd".to_owned()),
@@ -310,6 +348,9 @@ mod tests {
             network_data: None,
             uuid: Some(Uuid::from_u128(0x67e5_5044_10b1_426f_9247_bb68_0e5f_e0c8)),
             serial: Some("S-1".to_owned()),
+            watchdog: Some(WatchdogConfig {
+                action: WatchdogAction::End,
+            }),
             ssh_keys: Some("ssh-ed25519 AAAA".to_owned()),
         };
         assert_eq!(annotations, Ok(expected));
@@ -330,6 +371,10 @@ mod tests {
             ("memory", "much"),
             ("cpus", "0"),
             ("cpus", "256"),
+            ("cpus", "sockets=2"),
+            ("cpus", "4,sockets=3"),
+            ("cpus", "4,core=2"),
+            ("watchdog", "poweroff"),
             ("disk", "../a"),
             ("disk", ".."),
             ("disk-bus", "ide"),
@@ -352,6 +397,12 @@ mod tests {
             let text = error.to_string();
             assert!(text.contains(name) && text.contains("write "), "{text}");
         }
+        let error = parse(&[("edgevmm.io/disks", "data,bus=ide")]).unwrap_err();
+        let text = crate::chain(&error);
+        assert!(
+            text.contains("edgevmm.io/disks") && text.contains("ide"),
+            "{text}"
+        );
         let error = parse(&[("edgevmm.io/initrd", "/i")]);
         assert_eq!(error, Err(AnnotationError::NoKernel("initrd")));
         let error = parse(&[

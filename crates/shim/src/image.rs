@@ -5,16 +5,18 @@
 //! only regular files are used.
 
 use std::fs::{self, DirBuilder};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use crate::beneath::{Folder, Links};
+use crate::beneath::{Folder, Links, read};
 
 /// Folder of an image's disks.
 const DISKS: &str = "disk";
 /// Folder in the container's writable layer for what the guest writes.
 const WRITES: &str = ".edgevmm";
+/// What every qcow2 begins with.
+const QCOW2: [u8; 4] = *b"QFI\xfb";
 /// Most files in the folder of disks: those of one VMDK, with room.
 const MAX_FILES: usize = 256;
 
@@ -64,13 +66,13 @@ impl<'a> Image<'a> {
         Self { root }
     }
 
-    /// Path of the disk: the one of that name, or the only one there is. `None` when the image has
-    /// none.
+    /// Path of the disk: the one of that name, or the only one there is beside those that are `named`
+    /// otherwise. `None` when the image has none.
     ///
     /// # Errors
     ///
     /// When there is no such disk, or it isn't clear which one is meant.
-    pub fn disk(&self, name: Option<&str>) -> Result<Option<PathBuf>, ImageError> {
+    pub fn disk(&self, name: Option<&str>, named: &[&str]) -> Result<Option<PathBuf>, ImageError> {
         match self.check_folder(DISKS) {
             Err(ImageError::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 return match name {
@@ -95,6 +97,9 @@ impl<'a> Image<'a> {
                 return Err(ImageError::ManyFiles);
             }
         }
+        if name.is_none() && names.len() > 1 {
+            names.retain(|file| !named.iter().any(|name| *file == **name));
+        }
         let chosen = match (name, names.as_slice()) {
             (Some(name), _) => names.iter().find(|file| *file == name),
             (None, [only]) => Some(only),
@@ -106,9 +111,10 @@ impl<'a> Image<'a> {
                 return Err(ImageError::SeveralDisks(list.join(", ")));
             }
         };
-        match chosen {
-            Some(file) => Ok(Some(self.root.join(DISKS).join(file))),
-            None => Err(ImageError::NoDisk),
+        match (chosen, name) {
+            (Some(file), _) => Ok(Some(self.root.join(DISKS).join(file))),
+            (None, None) => Ok(None),
+            (None, Some(_)) => Err(ImageError::NoDisk),
         }
     }
 
@@ -123,20 +129,42 @@ impl<'a> Image<'a> {
         Ok(self.root.join(inner))
     }
 
-    /// Path for the overlay of a disk, in a folder that only we can enter. The image may not have
+    /// Whether the content of a file in it is a qcow2, whatever its name says.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be read.
+    pub fn is_qcow2(&self, path: &str) -> Result<bool, ImageError> {
+        let inner = path.trim_start_matches('/');
+        let start = || -> io::Result<Vec<u8>> {
+            let file = Folder::open(self.root)?.regular(Path::new(inner), Links::Refuse)?;
+            let mut start = Vec::new();
+            read(&file)?
+                .take(QCOW2.len() as u64)
+                .read_to_end(&mut start)?;
+            Ok(start)
+        };
+        let start = start().map_err(|source| open_error(inner, source))?;
+        Ok(start == QCOW2)
+    }
+
+    /// Path for the overlay of the disk, or of the further disk `name`, in a folder that only we can enter. The image may not have
     /// brought anything along there.
     ///
     /// # Errors
     ///
     /// When there is something at that place already, or the file system can't be written.
-    pub fn overlay(&self) -> Result<PathBuf, ImageError> {
+    pub fn overlay(&self, name: Option<&str>) -> Result<PathBuf, ImageError> {
         let folder = self.root.join(WRITES);
         match DirBuilder::new().mode(0o700).create(&folder) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             result => result.map_err(ImageError::Writes)?,
         }
         self.check_folder(WRITES)?;
-        let path = format!("{WRITES}/disk.qcow2");
+        let path = match name {
+            Some(name) => format!("{WRITES}/of-{name}.qcow2"),
+            None => format!("{WRITES}/disk.qcow2"),
+        };
         match self.check_regular(&path) {
             Err(ImageError::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
             result => result?,
@@ -191,49 +219,49 @@ mod tests {
     #[test]
     fn the_only_disk_is_found() {
         let root = root(&["a.qcow2"]);
-        let disk = Image::new(root.path()).disk(None).unwrap();
+        let disk = Image::new(root.path()).disk(None, &[]).unwrap();
         assert_eq!(disk, Some(root.path().join("disk/a.qcow2")));
         let empty = tempfile::tempdir().unwrap();
-        assert_eq!(Image::new(empty.path()).disk(None).unwrap(), None);
+        assert_eq!(Image::new(empty.path()).disk(None, &[]).unwrap(), None);
     }
 
     #[test]
     fn one_of_several_is_chosen_by_name() {
         let root = root(&["a.vmdk", "a-flat.vmdk"]);
         let image = Image::new(root.path());
-        let error = image.disk(None).unwrap_err().to_string();
+        let error = image.disk(None, &[]).unwrap_err().to_string();
         assert!(error.contains("a-flat.vmdk, a.vmdk"), "{error}");
-        let disk = image.disk(Some("a.vmdk")).unwrap();
+        let disk = image.disk(Some("a.vmdk"), &[]).unwrap();
         assert_eq!(disk, Some(root.path().join("disk/a.vmdk")));
-        assert!(image.disk(Some("b")).is_err());
+        assert!(image.disk(Some("b"), &[]).is_err());
     }
 
     #[test]
     fn links_and_pipes_are_refused() {
         let link = root(&[]);
         symlink("/etc/passwd", link.path().join("disk/a")).unwrap();
-        assert!(Image::new(link.path()).disk(None).is_err());
+        assert!(Image::new(link.path()).disk(None, &[]).is_err());
         assert!(Image::new(link.path()).file("/disk/a").is_err());
         let pipe = root(&[]);
         nix::unistd::mkfifo(&pipe.path().join("disk/a"), Mode::S_IRWXU).unwrap();
-        let error = Image::new(pipe.path()).disk(None).unwrap_err();
+        let error = Image::new(pipe.path()).disk(None, &[]).unwrap_err();
         assert!(matches!(error, ImageError::NotRegular(_)), "{error}");
         let folder = tempfile::tempdir().unwrap();
         symlink("/etc", folder.path().join("disk")).unwrap();
-        assert!(Image::new(folder.path()).disk(None).is_err());
+        assert!(Image::new(folder.path()).disk(None, &[]).is_err());
         symlink("/tmp", folder.path().join(".edgevmm")).unwrap();
-        assert!(Image::new(folder.path()).overlay().is_err());
+        assert!(Image::new(folder.path()).overlay(None).is_err());
     }
 
     #[test]
     fn an_overlay_has_a_place_again_and_again() {
         let root = root(&[]);
         let image = Image::new(root.path());
-        let path = image.overlay().unwrap();
+        let path = image.overlay(None).unwrap();
         fs::write(&path, "x").unwrap();
-        assert_eq!(image.overlay().unwrap(), path);
+        assert_eq!(image.overlay(None).unwrap(), path);
         fs::remove_file(&path).unwrap();
         symlink("/etc/passwd", &path).unwrap();
-        assert!(image.overlay().is_err());
+        assert!(image.overlay(None).is_err());
     }
 }

@@ -3,16 +3,17 @@
 use std::path::Path;
 
 use edgevmm_config::{
-    BootConfig, ByteSize, ConfigError, ConsoleConfig, CpuConfig, DiskConfig, IdentityConfig,
-    MemoryConfig, VmConfig,
+    BootConfig, ByteSize, ConfigError, ConsoleConfig, CpuConfig, DiskConfig, DiskFormat,
+    IdentityConfig, MemoryConfig, VmConfig,
 };
 
 use uuid::Uuid;
 
 use crate::annotations::Annotations;
+use crate::disks::{self, Disk, DisksError, IN_IMAGE, OF_IMAGE};
 use crate::image::{Image, ImageError};
 use crate::spec::{Resources, Spec};
-use crate::volumes::Volumes;
+use crate::volumes::{self, Volumes};
 
 /// Memory that the VMM needs beside the guest's: its own, the kernel's for it, and page cache to
 /// read disks through.
@@ -39,6 +40,15 @@ pub enum MachineError {
          and this image has none in /disk: leave the annotation out"
     )]
     NoBase,
+    /// By what was to keep its writes, of which there are none.
+    #[error(
+        "The annotation edgevmm.io/overlay keeps what is written to the disk in the container image, \
+         which edgevmm.io/disks has read-only: leave one of both out"
+    )]
+    ReadOnlyBase,
+    /// By what is said of its disks.
+    #[error(transparent)]
+    Disks(#[from] DisksError),
     /// As a whole.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -81,33 +91,19 @@ pub fn describe(
     volumes: &mut Volumes,
 ) -> Result<VmConfig, MachineError> {
     let image = Image::new(root);
-    let disk = image.disk(annotations.disk.as_deref())?;
-    if disk.is_none() && annotations.kernel.is_none() && volumes.disks.is_empty() {
+    let mut disks = of_image(&image, &annotations, volumes)?;
+    disks.append(&mut volumes.disks);
+    if disks.is_empty() && annotations.kernel.is_none() {
         return Err(ImageError::NoDisk.into());
     }
+    let disks = annotations.disks.arrange(disks, annotations.disk_bus)?;
     let file = |path: &Option<String>| path.as_deref().map(|path| image.file(path)).transpose();
-    let mut disks = Vec::new();
-    if let Some(path) = disk {
-        let overlay = match volumes.keep_writes(&path) {
-            Some(overlay) => overlay,
-            None => image.overlay()?,
-        };
-        disks.push(DiskConfig {
-            bus: annotations.disk_bus,
-            overlay: Some(overlay),
-            ..DiskConfig::new(path)
-        });
-    } else if volumes.overlay.is_some() {
-        return Err(MachineError::NoBase);
-    }
-    disks.append(&mut volumes.disks);
     let host = std::thread::available_parallelism().map_or(1, usize::from);
     let vm = VmConfig {
         name: Some(name.to_owned()),
-        cpus: CpuConfig::new(match annotations.cpus {
-            Some(count) => count,
-            None => cpus(&spec.linux.resources, host),
-        }),
+        cpus: annotations
+            .cpus
+            .unwrap_or_else(|| CpuConfig::new(cpus(&spec.linux.resources, host))),
         memory: MemoryConfig {
             size: memory(&spec.linux.resources, annotations.memory)?,
             ..MemoryConfig::default()
@@ -130,11 +126,73 @@ pub fn describe(
             }),
             serial: annotations.serial,
         },
+        watchdog: annotations.watchdog,
         stop_timeout: STOP_TIMEOUT,
         ..VmConfig::default()
     };
     vm.validate()?;
     Ok(vm)
+}
+
+/// The disks in the container image: the one that it is about, and others that are named.
+fn of_image(
+    image: &Image<'_>,
+    annotations: &Annotations,
+    volumes: &mut Volumes,
+) -> Result<Vec<Disk>, MachineError> {
+    let named = annotations.disks.files_of_image();
+    let first = image.disk(annotations.disk.as_deref(), &named)?;
+    if first.is_none() && volumes.overlay.is_some() {
+        return Err(MachineError::NoBase);
+    }
+    let mut disks = Vec::new();
+    if let Some(path) = &first {
+        let (mut disk, read_only) = disk_of_image(image, annotations, path, OF_IMAGE)?;
+        if !read_only {
+            disk.config.overlay = Some(match volumes.keep_writes(path) {
+                Some(overlay) => overlay,
+                None => image.overlay(None)?,
+            });
+        } else if volumes.overlay.is_some() {
+            return Err(MachineError::ReadOnlyBase);
+        }
+        disks.push(disk);
+    }
+    for name in named {
+        let path = match image.disk(Some(name), &[]) {
+            Ok(Some(path)) if first.as_ref() != Some(&path) => path,
+            // What is not there is told as any other disk that is not.
+            Ok(_) | Err(ImageError::NoDisk) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let (mut disk, read_only) = disk_of_image(image, annotations, &path, name)?;
+        disk.config.serial = Some(volumes::serial(name));
+        if !read_only {
+            disk.config.overlay = Some(image.overlay(Some(name))?);
+        }
+        disks.push(disk);
+    }
+    Ok(disks)
+}
+
+/// A disk at `path` in the container image, and whether it is only read.
+fn disk_of_image(
+    image: &Image<'_>,
+    annotations: &Annotations,
+    path: &Path,
+    name: &str,
+) -> Result<(Disk, bool), MachineError> {
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    let mut disk = Disk {
+        name: name.to_owned(),
+        place: format!("{IN_IMAGE}{file}"),
+        config: DiskConfig::new(path),
+    };
+    let wish = annotations.disks.of(&disk.name, &disk.place);
+    if wish.is_some_and(DiskConfig::is_cdrom) && image.is_qcow2(&disk.place)? {
+        disk.config.format = Some(DiskFormat::Qcow2);
+    }
+    Ok((disk, disks::is_read_only(wish)))
 }
 
 /// As many vCPUs as the container may use processors, or has a weight for; one when nothing is
@@ -178,7 +236,9 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use proptest::prelude::*;
 
+    use crate::disks::Wishes;
     use crate::spec::{Cpu, Memory};
+    use crate::volumes::Given;
 
     use super::*;
 
@@ -230,7 +290,11 @@ mod tests {
             )
         };
         let volume = || Volumes {
-            disks: vec![DiskConfig::new("/volume")],
+            disks: vec![Disk {
+                name: "data".to_owned(),
+                place: "/data".to_owned(),
+                config: DiskConfig::new("/volume"),
+            }],
             ..Volumes::default()
         };
         let error = make(Volumes::default()).unwrap_err().to_string();
@@ -243,6 +307,75 @@ mod tests {
         assert_eq!(vm.disks[0].path, root.path().join("disk/d.raw"));
         assert_eq!(vm.disks[1].path, Path::new("/volume"));
         assert!(vm.disks[0].overlay.is_some() && vm.nets.is_empty());
+    }
+
+    #[test]
+    fn disks_are_as_the_annotation_says() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("disk")).unwrap();
+        let file = |name: &str, text| std::fs::write(root.path().join("disk").join(name), text);
+        file("a.raw", "x").unwrap();
+        let make = |text: &str, kept: bool| {
+            let annotations = Annotations {
+                disks: Wishes::parse(text).unwrap(),
+                ..Annotations::default()
+            };
+            let given = Given {
+                folder: "/state".into(),
+                file: "o".to_owned(),
+                link: "/bundle/o".into(),
+                over: None,
+            };
+            let mut volumes = Volumes {
+                overlay: kept.then_some(given),
+                ..Volumes::default()
+            };
+            let made = describe(
+                "vm",
+                &Spec::default(),
+                annotations,
+                root.path(),
+                &mut volumes,
+            );
+            made.map(|vm| vm.disks).map_err(|error| error.to_string())
+        };
+        let disks = make("containerDisk,ro,bootindex=3", false).unwrap();
+        assert!(disks[0].ro && disks[0].overlay.is_none());
+        assert_eq!(disks[0].bootindex, Some(3));
+        let error = make("containerDisk,ro", true).unwrap_err();
+        assert!(
+            error.contains("edgevmm.io/overlay") && error.contains("read-only"),
+            "{error}"
+        );
+        // The only file is what the image is about, whatever it is called.
+        let disks = make("/disk/a.raw,bus=sata", true).unwrap();
+        assert_eq!(disks[0].overlay.as_deref(), Some(Path::new("/bundle/o")));
+
+        file("b.iso", "x").unwrap();
+        file("c.raw", "x").unwrap();
+        assert!(
+            make("/disk/b.iso,kind=cdrom", false)
+                .unwrap_err()
+                .contains("(a.raw, c.raw)")
+        );
+        let disks = make("/disk/b.iso,kind=cdrom\n/disk/c.raw", false).unwrap();
+        let paths: Vec<_> = disks
+            .iter()
+            .map(|disk| disk.path.file_name().unwrap())
+            .collect();
+        assert_eq!(paths, ["b.iso", "c.raw", "a.raw"]);
+        let overlays: Vec<_> = disks.iter().map(|disk| disk.overlay.clone()).collect();
+        assert!(overlays[0].is_none() && overlays[1] != overlays[2] && overlays[1].is_some());
+        let error = make("/disk/../a,ro", false).unwrap_err();
+        assert!(error.contains("several files"), "{error}");
+        let error = make("/disk/b.iso\n/disk/c.raw\n/disk/d.raw", false).unwrap_err();
+        assert!(
+            error.contains("`/disk/d.raw`") && error.contains("containerDisk, b.iso"),
+            "{error}"
+        );
+        std::fs::write(root.path().join("disk/b.iso"), b"QFI\xfb, version 3").unwrap();
+        let error = make("/disk/b.iso,kind=cdrom\n/disk/c.raw", false).unwrap_err();
+        assert!(error.contains("raw image"), "{error}");
     }
 
     proptest! {

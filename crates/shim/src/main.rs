@@ -11,6 +11,7 @@ mod cgroup;
 mod cli;
 mod daemon;
 mod delete;
+mod disks;
 mod events;
 mod holder;
 mod image;

@@ -19,7 +19,7 @@ pub fn is_machine(spec: &Spec, annotations: &Annotations, root: &Path) -> bool {
     let kernel = annotations.kernel.as_deref();
     let has_kernel = kernel.is_some_and(|kernel| image.file(kernel).is_ok());
     // One whose disks make no sense is to be told so, rather than run as something else.
-    let has_disk = match image.disk(annotations.disk.as_deref()) {
+    let has_disk = match image.disk(annotations.disk.as_deref(), &[]) {
         Ok(disk) => disk.is_some(),
         Err(ImageError::NoDisk) => false,
         Err(_) => true,

@@ -12,6 +12,7 @@ use edgevmm_config::{DiskConfig, DiskFormat};
 use nix::sys::stat::makedev;
 
 use super::{VolumeError, name_of_place, serial};
+use crate::disks::Disk;
 use crate::spec::{Device, Spec};
 
 /// Devices that a machine gets by its VMM, if at all: plugins hand them out to place pods.
@@ -25,13 +26,13 @@ const VMM_DEVICES: [&str; 6] = [
 ];
 
 /// The disks that a container's devices are.
-pub(super) fn disks(spec: &Spec) -> Result<Vec<DiskConfig>, VolumeError> {
+pub(super) fn disks(spec: &Spec) -> Result<Vec<Disk>, VolumeError> {
     let devices = spec.linux.devices.iter();
     let devices = devices.filter(|device| !VMM_DEVICES.contains(&device.path.as_str()));
     devices.map(|device| disk(spec, device)).collect()
 }
 
-fn disk(spec: &Spec, device: &Device) -> Result<DiskConfig, VolumeError> {
+fn disk(spec: &Spec, device: &Device) -> Result<Disk, VolumeError> {
     if device.kind != "b" {
         return Err(VolumeError::Device(device.path.clone()));
     }
@@ -41,11 +42,17 @@ fn disk(spec: &Spec, device: &Device) -> Result<DiskConfig, VolumeError> {
         source,
     })?;
     let place = device.path.strip_prefix("/dev").unwrap_or(&device.path);
-    let mut disk = DiskConfig::new(path);
-    disk.serial = Some(serial(&name_of_place(place)));
-    disk.format = Some(DiskFormat::Raw);
-    disk.ro = !spec.linux.resources.may_write(device);
-    Ok(disk)
+    let name = name_of_place(place);
+    let mut config = DiskConfig::new(path);
+    config.serial = Some(serial(&name));
+    config.format = Some(DiskFormat::Raw);
+    config.ro = !spec.linux.resources.may_write(device);
+    let place = device.path.clone();
+    Ok(Disk {
+        name,
+        place,
+        config,
+    })
 }
 
 /// The device's node on the host.

@@ -125,7 +125,7 @@ fn format_of(name: &str) -> Option<DiskFormat> {
         return Some(DiskFormat::Raw);
     }
     match Path::new(name).extension().and_then(OsStr::to_str)? {
-        "raw" => Some(DiskFormat::Raw),
+        "raw" | "iso" => Some(DiskFormat::Raw),
         "qcow2" => Some(DiskFormat::Qcow2),
         "vmdk" => Some(DiskFormat::Vmdk),
         "vdi" => Some(DiskFormat::Vdi),

@@ -27,6 +27,7 @@ pub use files::{File, read_files, write_private};
 pub use given::{Given, Over};
 
 use crate::annotations::Annotations;
+use crate::disks::{Disk, is_read_only};
 use crate::seed::SeedError;
 use crate::spec::{Mount, Spec};
 
@@ -163,7 +164,7 @@ pub enum VolumeError {
 #[derive(Debug, Default)]
 pub struct Volumes {
     /// Disks, in the order in which a firmware tries them.
-    pub disks: Vec<DiskConfig>,
+    pub disks: Vec<Disk>,
     /// Files that these disks are made of, which the VMM is to be given.
     pub given: Vec<Given>,
     /// Where what the guest writes to the container image's disk is to be kept.
@@ -313,6 +314,14 @@ impl<'a> Volume<'a> {
         }
     }
 
+    fn as_disk(&self, config: DiskConfig) -> Disk {
+        Disk {
+            name: self.name.clone(),
+            place: self.place.to_owned(),
+            config,
+        }
+    }
+
     fn is_called(&self, name: &str) -> bool {
         self.name == name || self.place == name
     }
@@ -354,21 +363,27 @@ pub fn attach(spec: &Spec, annotations: &Annotations, bundle: &Path) -> Result<V
         if overlay == Some(volume) {
             volumes.overlay = Some(volume.given(&folder, OVERLAY));
         } else if volume.from_api {
-            files.push(files::disk(volume, &folder, annotations.disk_bus)?);
+            let wish = annotations.disks.of(&volume.name, volume.place);
+            let bus = match wish {
+                Some(wish) if wish.is_cdrom() => Some(wish.bus()),
+                wish => wish.and_then(|wish| wish.bus).or(annotations.disk_bus),
+            };
+            let disk = files::disk(volume, &folder, bus)?;
+            files.push(volume.as_disk(disk));
         } else {
+            let wish = annotations.disks.of(&volume.name, volume.place);
+            let mut volume = volume.clone();
+            volume.read_only |= is_read_only(wish);
             let sizes = annotations.create_disk.iter();
             let size = sizes.clone().find(|(name, _)| volume.is_called(name));
-            let (disk, given) = image::disk(volume, &folder, size.map(|(_, size)| *size))?;
-            volumes.disks.push(disk);
+            let (disk, given) = image::disk(&volume, &folder, size.map(|(_, size)| *size))?;
+            volumes.disks.push(volume.as_disk(disk));
             volumes.given.extend(given);
         }
     }
     volumes.disks.extend(block::disks(spec)?);
     // Nothing boots from these, so they are the last to be tried.
     volumes.disks.extend(files);
-    for disk in volumes.disks.iter_mut().filter(|disk| !disk.is_cdrom()) {
-        disk.bus = annotations.disk_bus;
-    }
     Ok(volumes)
 }
 
@@ -403,7 +418,7 @@ fn name_of_place(place: &str) -> String {
 }
 
 /// The serial number of a volume's disk: its name, or what tells it from others if that is too long.
-fn serial(name: &str) -> String {
+pub fn serial(name: &str) -> String {
     if name.len() <= MAX_SERIAL && name.is_ascii() {
         return name.to_owned();
     }

@@ -80,7 +80,7 @@ fn files_of_the_api_are_a_disk_that_only_these_are_on() {
         symlink(format!("..data/{name}"), source.join(name)).unwrap();
     }
     let volumes = pod.attach().unwrap();
-    let [disk] = volumes.disks.as_slice() else {
+    let [Disk { config: disk, .. }] = volumes.disks.as_slice() else {
         panic!("{volumes:?}");
     };
     assert_eq!(disk.serial.as_deref(), Some("settings"));
@@ -94,7 +94,7 @@ fn files_of_the_api_are_a_disk_that_only_these_are_on() {
     assert!(has("VALUE-OF-KEY") && has("MORE-OF-IT") && has("cfgdata"));
     assert!(!has("..data"));
     pod.annotations.disk_bus = Some(DiskBus::Sata);
-    assert!(pod.attach().unwrap().disks[0].is_cdrom());
+    assert!(pod.attach().unwrap().disks[0].config.is_cdrom());
 
     symlink("/etc/passwd", source.join("host")).unwrap();
     let error = pod.refused();
@@ -124,7 +124,7 @@ fn the_image_in_a_claim_is_its_disk() {
     );
     fs::write(source.join("till.qcow2"), "x").unwrap();
     let volumes = pod.attach().unwrap();
-    let disk = &volumes.disks[0];
+    let disk = &volumes.disks[0].config;
     assert_eq!(disk.format, Some(DiskFormat::Qcow2));
     assert_eq!((disk.serial.as_deref(), disk.ro), (Some("srv-data"), false));
     assert_eq!(
@@ -138,7 +138,7 @@ fn the_image_in_a_claim_is_its_disk() {
     assert_eq!(pod.attach().unwrap().given[0].file, "disk.img");
     for option in ["ro", "rro"] {
         pod.spec.mounts[0].options = vec!["rbind".to_owned(), option.to_owned()];
-        assert!(pod.attach().unwrap().disks[0].ro, "{option}");
+        assert!(pod.attach().unwrap().disks[0].config.ro, "{option}");
     }
     fs::remove_file(source.join("disk.img")).unwrap();
     symlink("/etc/passwd", source.join("disk.img")).unwrap();
@@ -158,7 +158,36 @@ fn a_format_that_is_only_read_keeps_writes_beside_it() {
     };
     assert_eq!(overlay.file, "old.vmdk.overlay.qcow2");
     assert_eq!(overlay.over.as_ref().unwrap().path, image.link);
-    assert_eq!(volumes.disks[0].overlay.as_ref(), Some(&overlay.link));
+    assert_eq!(
+        volumes.disks[0].config.overlay.as_ref(),
+        Some(&overlay.link)
+    );
+}
+
+#[test]
+fn how_a_disk_is_wished_for_decides_what_is_made_of_a_volume() {
+    let mut pod = Pod::new();
+    let source = pod.mount("empty-dir", "data", "/d");
+    fs::write(source.join("old.vmdk"), "x").unwrap();
+    let files = pod.mount("configmap", "settings", "/etc/app");
+    fs::write(files.join("key"), "x").unwrap();
+    let mut attach = |text: &str| {
+        pod.annotations.disks = crate::disks::Wishes::parse(text).unwrap();
+        pod.attach().unwrap()
+    };
+    let volumes = attach("data,ro\n/etc/app,kind=cdrom");
+    let [data, files] = volumes.disks.as_slice() else {
+        panic!("{volumes:?}");
+    };
+    assert!(data.config.ro && data.config.overlay.is_none());
+    assert_eq!((volumes.given.len(), data.place.as_str()), (1, "/d"));
+    assert!(files.config.is_cdrom());
+    for (text, cdrom) in [("settings,bus=sata", true), ("settings,bus=virtio", false)] {
+        assert_eq!(attach(text).disks[1].config.is_cdrom(), cdrom, "{text}");
+    }
+    fs::rename(source.join("old.vmdk"), source.join("setup.iso")).unwrap();
+    let disk = attach("data,kind=cdrom").disks.swap_remove(0);
+    assert_eq!(disk.config.format, Some(DiskFormat::Raw));
 }
 
 #[test]
