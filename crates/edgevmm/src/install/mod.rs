@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use anyhow::{Context, anyhow};
 use clap::Args;
 use edgevmm_api::RuntimeDir;
+use edgevmm_vmm::boot::fast;
 use serde::Serialize;
 
 use crate::exit::{Failure, Outcome};
@@ -21,9 +22,13 @@ use runtime::Version;
 pub use runtime::{cri_is_off, shim_in};
 
 /// Programs, in the order in which they are put in place: whoever finds the shim finds the others.
-const PROGRAMS: [&str; 3] = ["edgevmm-fast", "edgevmm", SHIM];
+const PROGRAMS: [&str; 3] = [OPTIONAL, VMM, SHIM];
+/// The one that the others need.
+const VMM: &str = "edgevmm";
 /// Not needed to run machines.
 const OPTIONAL: &str = "edgevmm-fast";
+/// What is told where that is missing.
+const NO_FAST: &str = "for machines with the firmware `fast`, put edgevmm-fast beside edgevmm";
 /// containerd's shim.
 pub const SHIM: &str = "containerd-shim-edgevmm-v1";
 /// Where k3s has all that is its own.
@@ -207,6 +212,12 @@ impl TargetArgs {
         }
     }
 
+    /// Whether the VMM, where it is put, finds this firmware where it is.
+    fn is_found(&self, firmware: &Path) -> bool {
+        let places = fast::places(&self.bin_dir.join(VMM));
+        self.root == Path::new("/") && places.iter().any(|place| place == firmware)
+    }
+
     /// A path of the host, below the folder that stands for its root.
     fn below(&self, path: &Path) -> PathBuf {
         self.root.join(path.strip_prefix("/").unwrap_or(path))
@@ -217,10 +228,18 @@ impl Plan {
     /// Copies the programs that are in `from`.
     fn programs(&mut self, args: &TargetArgs, from: &Path) -> Result<(), Failure> {
         for name in PROGRAMS {
-            let Some(program) = read(&from.join(name))? else {
-                if name == OPTIONAL {
-                    continue;
+            let mut path = from.join(name);
+            if name == OPTIONAL {
+                match fast::find(&from.join(VMM)) {
+                    Ok(found) if found != path && args.is_found(&found) => continue,
+                    Ok(found) => path = found,
+                    Err(_) => {
+                        self.next.push(NO_FAST.to_owned());
+                        continue;
+                    }
                 }
+            }
+            let Some(program) = read(&path)? else {
                 let error = anyhow!(
                     "There is no {name} beside this program in {}",
                     from.display()

@@ -185,3 +185,35 @@ fn programs_are_where_containerd_finds_them_from_anywhere() {
     assert_eq!(absolute("/opt/bin"), Ok("/opt/bin".into()));
     absolute("opt/bin").unwrap_err();
 }
+
+#[test]
+fn the_firmware_comes_from_where_the_vmm_finds_it() {
+    let (root, args) = host();
+    let planned = |from: &Path, args: &TargetArgs| {
+        let mut plan = Plan::default();
+        plan.programs(args, from).unwrap();
+        let paths = plan.changes.iter().map(|change| change.path.clone());
+        (paths.collect::<Vec<_>>(), plan.next)
+    };
+    let from = root.path().join("usr/bin");
+    fs::create_dir_all(&from).unwrap();
+    for name in [VMM, SHIM] {
+        fs::write(from.join(name), name).unwrap();
+    }
+    if fast::find(&from.join(VMM)).is_err() {
+        assert_eq!(planned(&from, &args).1, [NO_FAST]);
+    }
+    // As a package has it.
+    let firmware = root.path().join("usr/lib/edgevmm").join(OPTIONAL);
+    fs::create_dir_all(firmware.parent().unwrap()).unwrap();
+    fs::write(&firmware, OPTIONAL).unwrap();
+    let (paths, next) = planned(&from, &args);
+    assert_eq!(paths[0], root.path().join("usr/local/bin").join(OPTIONAL));
+    assert_eq!((paths.len(), next.len()), (3, 0));
+    let where_they_are = TargetArgs {
+        bin_dir: from.clone(),
+        root: "/".into(),
+        ..args
+    };
+    assert_eq!(planned(&from, &where_they_are).0.len(), 2);
+}

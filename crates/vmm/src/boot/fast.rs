@@ -38,23 +38,13 @@ impl Fast {
     /// # Errors
     /// Fails when there is none, or it can't be one.
     pub fn open(tables: Tables) -> Result<Fast, BootError> {
-        let places = places();
-        let found = places.iter().find(|path| path.is_file());
-        let Some(path) = found.or_else(|| places.first()) else {
-            return Err(BootError::NoFast(PathBuf::from(FILE)));
-        };
-        Self::open_at(path, tables)
+        let program = std::env::current_exe().unwrap_or_default();
+        let path = find(&program).map_err(BootError::NoFast)?;
+        Self::open_at(&path, tables)
     }
 
     fn open_at(path: &Path, tables: Tables) -> Result<Fast, BootError> {
-        let mut image = match Source::open(WHAT, path) {
-            Err(BootError::Read { source, path, .. })
-                if source.kind() == std::io::ErrorKind::NotFound =>
-            {
-                return Err(BootError::NoFast(path));
-            }
-            image => image?,
-        };
+        let mut image = Source::open(WHAT, path)?;
         let (len, magic) = image.head::<4>()?;
         if len > SIZE_MAX || magic != *b"\x7fELF" {
             let path = image.path;
@@ -105,10 +95,20 @@ impl Fast {
     }
 }
 
-/// Where the firmware may be: beside the program, where an installation has it, where a package has
-/// it.
-fn places() -> Vec<PathBuf> {
-    let program = std::env::current_exe().unwrap_or_default();
+/// The firmware that the VMM's `program` finds.
+///
+/// # Errors
+/// Tells where it was looked for when there is none.
+pub fn find(program: &Path) -> Result<PathBuf, Vec<PathBuf>> {
+    let places = places(program);
+    let found = places.iter().find(|path| path.is_file()).cloned();
+    found.ok_or(places)
+}
+
+/// Where the firmware of the VMM's `program` may be: beside it, where an installation has it, where a
+/// package has it.
+#[must_use]
+pub fn places(program: &Path) -> Vec<PathBuf> {
     let beside = program.parent().map(|directory| directory.join(FILE));
     let installed = program.parent().and_then(Path::parent);
     let installed = installed.map(|prefix| prefix.join("lib/edgevmm").join(FILE));
@@ -153,11 +153,26 @@ mod tests {
         let memory = GuestMemory::from_ranges(&[(vm_memory::GuestAddress(0), 2 << 20)]).unwrap();
         let error = open(b"\x7fELF").unwrap().load(&memory).unwrap_err();
         assert!(error.to_string().contains("is no fast firmware"), "{error}");
-        let missing = Fast::open_at(Path::new("/nowhere/edgevmm-fast"), Tables::default());
-        let error = missing.unwrap_err().to_string();
-        assert!(
-            error.contains("/nowhere/edgevmm-fast is missing"),
-            "{error}"
-        );
+    }
+
+    #[test]
+    fn it_is_found_where_installations_and_packages_have_it() {
+        let root = tempfile::tempdir().unwrap();
+        let program = root.path().join("bin/edgevmm");
+        let [beside, installed, packaged] = &places(&program)[..] else {
+            panic!("{:?}", places(&program));
+        };
+        assert_eq!(packaged, Path::new("/usr/lib/edgevmm/edgevmm-fast"));
+        if !packaged.exists() {
+            let error = BootError::NoFast(find(&program).unwrap_err()).to_string();
+            for place in [beside, installed, packaged] {
+                assert!(error.contains(&*place.to_string_lossy()), "{error}");
+            }
+        }
+        for place in [installed, beside] {
+            std::fs::create_dir_all(place.parent().unwrap()).unwrap();
+            std::fs::write(place, "x").unwrap();
+            assert_eq!(find(&program).as_ref(), Ok(place));
+        }
     }
 }

@@ -39,11 +39,12 @@ pub enum BootError {
     },
     /// The project's own firmware is not installed.
     #[error(
-        "There is no fast firmware to boot the disk with: {} is missing; `cargo build --release \
-         --workspace` builds it beside edgevmm; or choose another by --firmware",
-        .0.display()
+        "There is no fast firmware to boot the disk with, as there is none of {}: packages and \
+         `edgevmm install` bring it along, and `cargo build --release --workspace` builds it beside \
+         edgevmm; or choose another firmware",
+        list(.0)
     )]
-    NoFast(PathBuf),
+    NoFast(Vec<PathBuf>),
     /// The kernel is of no known kind.
     #[error(
         "{} is no kernel that can be started: it must be an x86-64 bzImage (vmlinuz) or an ELF \
@@ -149,6 +150,11 @@ pub enum BootError {
     /// The firmware's memory can't be mapped.
     #[error("Can't map the BIOS image")]
     MapFirmware(#[source] vm_memory::mmap::MmapRegionError),
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    let paths = paths.iter().map(|path| path.display().to_string());
+    paths.collect::<Vec<_>>().join(", ")
 }
 
 fn write(
