@@ -368,11 +368,25 @@ fn builder() -> Builder {
 }
 
 /// Lets an instance do what is done here and nothing else, as a system call filter does not see what
-/// it is handed. From 5.10 on.
+/// it is handed.
 fn restrict(ring: &IoUring) -> io::Result<()> {
     const REGISTER_BUFFERS: u8 = 0;
     const REGISTER_RING_FDS: u8 = 20;
     const UNREGISTER_RING_FDS: u8 = 21;
+    const ALL: [u8; 3] = [REGISTER_BUFFERS, REGISTER_RING_FDS, UNREGISTER_RING_FDS];
+    let restricted = restrict_to(ring, &ALL);
+    match restricted {
+        // Before 5.18 there are none but the first, and a kernel refuses those that it does not know.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            restrict_to(ring, &[REGISTER_BUFFERS])?;
+        }
+        restricted => restricted?,
+    }
+    ring.submitter().register_enable_rings()
+}
+
+/// As [`restrict`], with what may be registered. The instance stays disabled.
+fn restrict_to(ring: &IoUring, registered: &[u8]) -> io::Result<()> {
     let requests = [
         opcode::Read::CODE,
         opcode::Write::CODE,
@@ -382,12 +396,10 @@ fn restrict(ring: &IoUring) -> io::Result<()> {
         opcode::Writev::CODE,
         opcode::PollAdd::CODE,
     ];
-    let registered = [REGISTER_BUFFERS, REGISTER_RING_FDS, UNREGISTER_RING_FDS];
     let requests = requests.into_iter().map(Restriction::sqe_op);
-    let registered = registered.into_iter().map(Restriction::register_op);
+    let registered = registered.iter().copied().map(Restriction::register_op);
     let mut all: Vec<_> = requests.chain(registered).collect();
-    ring.submitter().register_restrictions(&mut all)?;
-    ring.submitter().register_enable_rings()
+    ring.submitter().register_restrictions(&mut all)
 }
 
 /// An instance of which results are made when we ask for them, rather than by interrupting us.
