@@ -14,7 +14,8 @@ use crate::proto::now;
 use crate::proto::task::DeleteResponse;
 use crate::record::Record;
 use crate::rootfs;
-use crate::start::ADDRESS_FILE;
+
+use crate::start::{ADDRESS_FILE, alone};
 
 /// Exit status of what was ended by SIGKILL.
 const KILLED: u32 = 137;
@@ -51,6 +52,7 @@ fn remove_dead_socket(bundle: &Path) {
         return;
     };
     if let Some(path) = address.strip_prefix("unix://").map(PathBuf::from)
+        && let Ok(_alone) = alone(&path)
         && UnixStream::connect(&path).is_err()
     {
         let _ = fs::remove_file(path);

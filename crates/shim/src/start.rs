@@ -60,10 +60,7 @@ fn listen(path: &Path) -> io::Result<Option<UnixListener>> {
             .mode(0o711)
             .create(folder)?;
     }
-    // Of several who find a dead daemon's socket one takes it, and the others find that one's.
-    let folder = path.parent().unwrap_or_else(|| Path::new("."));
-    let _alone = Flock::lock(fs::File::open(folder)?, FlockArg::LockExclusive)
-        .map_err(|(_, error)| error)?;
+    let _alone = alone(path)?;
     for _ in 0..BIND_ATTEMPTS {
         match UnixListener::bind(path) {
             Ok(listener) => {
@@ -82,6 +79,14 @@ fn listen(path: &Path) -> io::Result<Option<UnixListener>> {
         }
     }
     Err(io::ErrorKind::AddrInUse.into())
+}
+
+/// Of several who find a dead daemon's socket one is alone with it, and the others find what that one
+/// made of it.
+pub fn alone(socket: &Path) -> io::Result<Flock<fs::File>> {
+    let folder = socket.parent().unwrap_or_else(|| Path::new("."));
+    let folder = fs::File::open(folder)?;
+    Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, error)| error.into())
 }
 
 /// Starts the daemon with the socket as its standard input.

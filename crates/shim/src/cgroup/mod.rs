@@ -115,11 +115,10 @@ impl Cgroup {
 
     /// Sets limits; those that are not given stay as they are.
     pub fn limit(&self, resources: &Resources, mut warn: impl FnMut(String)) {
-        let values = self.values(resources);
+        let mut values = self.values(resources);
+        self.write(&mut values, &mut warn);
         let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
-        limits.extend(values.iter().cloned());
-        drop(limits);
-        self.write(&values, &mut warn);
+        limits.extend(values);
     }
 
     /// Sets the limits again where somebody has taken them. systemd does not know our groups in its
@@ -134,28 +133,31 @@ impl Cgroup {
         if self.version != Version::V2 || !taken("memory.max") {
             return;
         }
-        let values: Vec<_> = limits.clone().into_iter().collect();
+        let mut values: Vec<_> = limits.clone().into_iter().collect();
         drop(limits);
         for folder in self.folders.iter().filter_map(|folder| folder.parent()) {
             hand_down(folder);
         }
         warn("The control group's limits were gone, and are set again".to_owned());
-        self.write(&values, &mut warn);
+        self.write(&mut values, &mut warn);
     }
 
-    fn write(&self, values: &[(&'static str, String)], warn: &mut impl FnMut(String)) {
-        for (file, value) in values {
+    /// Leaves of the values those that could be written.
+    fn write(&self, values: &mut Vec<(&'static str, String)>, warn: &mut impl FnMut(String)) {
+        values.retain(|(file, value)| {
             let Some(path) = self.find(file) else {
                 warn(format!("The host has no {file} to limit a container by"));
-                continue;
+                return false;
             };
-            if let Err(error) = fs::write(&path, value) {
+            let written = fs::write(&path, value);
+            if let Err(error) = &written {
                 warn(format!(
                     "Can't write {value} to {}: {error}",
                     path.display()
                 ));
             }
-        }
+            written.is_ok()
+        });
     }
 
     /// Files and what to write to them.

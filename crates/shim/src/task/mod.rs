@@ -93,10 +93,11 @@ impl Tasks {
             let message = format!("There is a container {id} already");
             return Err(CallError::new(Code::AlreadyExists, message));
         }
+        // One that has ended is a machine of the pod until it is deleted, when its network goes.
         let has_machine = self
             .containers()
             .values()
-            .any(|container| container.machine.is_some() && container.state().exit().is_none());
+            .any(|container| container.machine.is_some());
         let container = create::create(request, &self.namespace, has_machine, &self.log).await?;
         let container = Arc::new(container);
         let pid = container.process.id();
