@@ -53,6 +53,15 @@ fn loosen(schema: &mut Value) {
     if map.get("description").is_some_and(long) {
         map.remove("description");
     }
+    // A cluster takes larger numbers than these for formats that it does not know.
+    let most = match map.get("format").and_then(Value::as_str) {
+        Some("uint16") => Some(u64::from(u16::MAX)),
+        Some("uint32") => Some(u64::from(u32::MAX)),
+        _ => None,
+    };
+    if let Some(most) = most {
+        map.insert("maximum".to_owned(), most.into());
+    }
     // An object stays as its user wrote it.
     map.remove("default");
     for part in ["items", "additionalProperties"] {

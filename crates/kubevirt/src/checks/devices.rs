@@ -49,16 +49,19 @@ pub(super) fn check(spec: &InstanceSpec, report: &mut Report<'_>) {
              without a bus is on SATA",
         );
     }
-    let placed: Vec<_> = spec
-        .volumes
-        .iter()
-        .filter_map(|volume| devices.disks.iter().find(|disk| disk.name == volume.name))
-        .map(|disk| disk.boot_order.unwrap_or(u32::MAX))
-        .collect();
-    if !placed.is_sorted() {
+    let first = crate::pod::in_order(spec)
+        .first()
+        .map(|volume| volume.container_disk.is_some());
+    if first == Some(false)
+        && spec
+            .volumes
+            .iter()
+            .any(|volume| volume.container_disk.is_some())
+    {
         report.refuse(
             "domain.devices.disks",
-            "a bootOrder other than that of the volumes is not supported yet: put the volumes in order",
+            "a disk before the containerDisk is not supported yet: put that first, or give it the \
+             lowest bootOrder",
         );
     }
     for field in [
@@ -72,13 +75,8 @@ pub(super) fn check(spec: &InstanceSpec, report: &mut Report<'_>) {
             );
         }
     }
-    if let Some(watchdog) = &devices.watchdog {
-        let action = watchdog
-            .i6300esb
-            .as_ref()
-            .and_then(|model| model.action.as_deref());
-        let mut report = report.below("domain.devices.watchdog");
-        report.expect_one_of("i6300esb.action", action, &["", "reset"]);
+    if devices.watchdog.is_some() {
+        report.refuse("domain.devices.watchdog", "not supported yet");
     }
     networks(spec, report);
 }
@@ -89,11 +87,8 @@ fn disk(disk: &Disk, report: &mut Report<'_>) {
     }
     if let Some(target) = &disk.disk {
         report.expect_one_of("disk.bus", target.bus.as_deref(), &["", "virtio", "sata"]);
-        if target.bus.as_deref() != Some("virtio") && target.readonly == Some(true) {
-            report.refuse(
-                "disk.readonly",
-                "a SATA disk can't be read-only: use virtio or a cdrom",
-            );
+        if target.readonly == Some(true) {
+            report.refuse("disk.readonly", "not supported yet");
         }
     }
     if let Some(cdrom) = &disk.cdrom {
@@ -110,7 +105,7 @@ fn disk(disk: &Disk, report: &mut Report<'_>) {
     {
         report.refuse("serial", "not supported yet");
     }
-    let caches = ["", "none", "writethrough", "writeback"];
+    let caches = ["", "none", "writeback"];
     report.expect_one_of("cache", disk.cache.as_deref(), &caches);
     report.expect_one_of("io", disk.io.as_deref(), &["", "native", "threads"]);
     let policies = ["", "stop"];

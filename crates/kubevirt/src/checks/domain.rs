@@ -58,6 +58,23 @@ pub(super) fn check(domain: &Domain, report: &mut Report<'_>) {
     if hpet.is_some_and(|hpet| hpet.present != Some(false)) {
         report.refuse("clock.timer.hpet", "there is none: set `present: false`");
     }
+    let timers = domain.clock.as_ref().and_then(|clock| clock.timer.clone());
+    let timers = timers.unwrap_or_default();
+    for (field, timer) in [
+        ("kvm", timers.kvm),
+        ("pit", timers.pit),
+        ("rtc", timers.rtc),
+    ] {
+        if timer.is_some_and(|timer| timer.present == Some(false)) {
+            report.refuse(&format!("clock.timer.{field}"), "it can't be left out");
+        }
+    }
+    if domain.resources.overcommit_guest_overhead == Some(true) {
+        report.refuse(
+            "resources.overcommitGuestOverhead",
+            "not supported by edgevmm",
+        );
+    }
     report.expect_one_of(
         "ioThreadsPolicy",
         domain.io_threads_policy.as_deref(),

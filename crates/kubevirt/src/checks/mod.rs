@@ -181,6 +181,22 @@ fn instance_spec(spec: &InstanceSpec, report: &mut Report<'_>) {
         }
     }
     domain::check(&spec.domain, &mut report.below("domain"));
+    let kernel = spec
+        .domain
+        .firmware
+        .as_ref()
+        .and_then(|firmware| firmware.kernel_boot.as_ref());
+    if kernel.is_some()
+        && spec
+            .volumes
+            .iter()
+            .any(|volume| volume.container_disk.is_some())
+    {
+        report.refuse(
+            "domain.firmware.kernelBoot",
+            "not supported yet together with a containerDisk: use a claim",
+        );
+    }
     devices::check(spec, report);
     volumes::check(&spec.volumes, report);
     for (field, probe) in [

@@ -139,6 +139,13 @@ fn cloud_init(seed: &CloudInit, report: &mut Report<'_>) {
         let fields = "networkData, networkDataBase64, networkDataSecretRef";
         report.refuse("", format!("write at most one of {fields}"));
     }
+    let inline = user[0] || user[1] || network[0] || network[1];
+    if inline && (user[2] || network[2]) {
+        report.refuse(
+            "",
+            "not both inline and by Secrets yet: put all of it into Secrets",
+        );
+    }
     for (field, text) in [
         ("userData", &seed.user_data),
         ("userDataBase64", &seed.user_data_base64),

@@ -115,6 +115,7 @@ pub fn decide(
         match strategy {
             Some(strategy) => follow(strategy, instance, &mut plan, now),
             None => fail(
+                machine,
                 &mut plan.status,
                 "InvalidRunStrategy",
                 "spec.running and spec.runStrategy are both there; only one of them may be",
@@ -129,8 +130,22 @@ pub fn decide(
     plan
 }
 
-/// Says that something that was to be done failed.
-pub fn fail(status: &mut MachineStatus, reason: &str, message: &str, now: &Time) {
+/// Says in `status` that something that was to be done failed; since when, if it did before as well.
+pub fn fail(
+    machine: &VirtualMachine,
+    status: &mut MachineStatus,
+    reason: &str,
+    message: &str,
+    now: &Time,
+) {
+    let before = machine.status.iter().flat_map(|it| &it.conditions);
+    let before = before
+        .filter(|condition| condition.kind == FAILURE)
+        .cloned();
+    status
+        .conditions
+        .retain(|condition| condition.kind != FAILURE);
+    status.conditions.extend(before);
     set(&mut status.conditions, FAILURE, true, reason, message, now);
 }
 

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::{FINALIZER, GENERATION};
 use crate::api::{VirtualMachine, VirtualMachineInstance};
+use crate::pod::FINALIZER as INSTANCE_FINALIZER;
 
 /// Namespace of the UUIDs that machines without one have by their names, as KubeVirt makes them.
 const UUIDS: Uuid = Uuid::from_u128(0x6a1a_24a1_4061_4607_8bf4_a396_3d0c_5895);
@@ -81,7 +82,7 @@ pub fn start(machine: &DynamicObject, paused: bool) -> Option<Start> {
             labels: meta.labels,
             annotations: Some(annotations),
             owner_references: Some(vec![owner]),
-            finalizers: Some(vec![FINALIZER.to_owned()]),
+            finalizers: Some(vec![FINALIZER.to_owned(), INSTANCE_FINALIZER.to_owned()]),
             ..ObjectMeta::default()
         },
         data: json!({

@@ -345,6 +345,12 @@ fn running_and_run_strategy_exclude_each_other() {
     let plan = decide(&machine, None, None, &now());
     assert_eq!(plan.action, None);
     assert!(crate::conditions::holds(&plan.status.conditions, FAILURE));
+    machine.status = Some(plan.status.clone());
+    assert_eq!(
+        decide(&machine, None, None, &at(9)).status,
+        plan.status,
+        "it does not settle"
+    );
     machine.spec.run_strategy = None;
     assert_eq!(strategy(&machine), Some(RunStrategy::Always));
     machine.spec.running = Some(false);
@@ -376,7 +382,10 @@ fn an_instance_has_all_of_the_template_and_nothing_of_the_machine() {
     assert_eq!(meta["labels"], json!({"a": "b"}));
     assert_eq!(meta["annotations"], json!({"c": "d", GENERATION: "7"}));
     assert_eq!(meta["ownerReferences"][0]["uid"], "m");
-    assert_eq!(meta["finalizers"], json!([FINALIZER]));
+    assert_eq!(
+        meta["finalizers"],
+        json!([FINALIZER, crate::pod::FINALIZER])
+    );
     let domain = &instance["spec"]["domain"];
     assert_eq!(domain["surprise"], 1);
     assert_eq!(instance["spec"]["startStrategy"], "Paused");

@@ -18,11 +18,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube::{Resource, ResourceExt};
 use uuid::Uuid;
 
-use crate::api::VirtualMachineInstance;
 use crate::api::network::Port;
+use crate::api::{InstanceSpec, VirtualMachineInstance};
 
-pub(crate) use disks::buses;
 pub use disks::{Claim, Claims, claims_of};
+pub(crate) use disks::{buses, in_order};
 
 /// The container that is the machine.
 pub const CONTAINER: &str = "compute";
@@ -34,6 +34,8 @@ pub const UNPAUSED: &str = "kubevirt.io/virtual-machine-unpaused";
 pub const CREATED_BY: &str = "kubevirt.io/created-by";
 /// Label with the instance's name, by which services find its pod.
 pub const NAME_LABEL: &str = "vmi.kubevirt.io/id";
+/// Keeps an instance until its pod is gone.
+pub const FINALIZER: &str = "kubevirt.io/foregroundDeleteVirtualMachine";
 /// Annotation with the instance's name.
 pub const DOMAIN: &str = "kubevirt.io/domain";
 /// Annotations that stay with who wrote them.
@@ -51,6 +53,11 @@ pub enum PodError {
     /// A claim is not there.
     #[error("There is no claim `{0}` in the namespace")]
     NoClaim(String),
+    /// The runtime would order disks otherwise.
+    #[error(
+        "The device of volume `{0}` can't come before the files of `{1}`: order the disks otherwise"
+    )]
+    Order(String, String),
     /// The object came without what the API server gives each.
     #[error("The instance has no {0}")]
     NoIdentity(&'static str),
@@ -127,10 +134,7 @@ pub fn of_instance(
             enable_service_links: Some(false),
             automount_service_account_token: Some(false),
             service_account_name: service_account(instance),
-            termination_grace_period_seconds: Some(
-                spec.termination_grace_period_seconds
-                    .unwrap_or(GRACE_PERIOD),
-            ),
+            termination_grace_period_seconds: Some(grace_period(spec)),
             hostname: Some(spec.hostname.clone().unwrap_or_else(|| host_name(&name))),
             subdomain: spec.subdomain.clone(),
             dns_policy: spec.dns_policy.clone(),
@@ -160,6 +164,15 @@ pub fn name(instance: &VirtualMachineInstance) -> String {
         .to_string();
     let hash: String = hash.chars().take(5).collect();
     format!("virt-launcher-{}-{hash}", name.trim_end_matches(['-', '.']))
+}
+
+/// Seconds that a machine has for shutting down. Never none: with none a cluster forgets the pod at once,
+/// and the next machine would start while this one still writes to its disks.
+#[must_use]
+pub fn grace_period(spec: &InstanceSpec) -> i64 {
+    spec.termination_grace_period_seconds
+        .unwrap_or(GRACE_PERIOD)
+        .max(1)
 }
 
 fn filled<T>(list: Vec<T>) -> Option<Vec<T>> {

@@ -126,3 +126,46 @@ fn a_kernel_boots_from_its_own_image() {
         Some("k:1")
     );
 }
+
+#[test]
+fn disks_come_by_boot_order_and_then_as_they_are_listed() {
+    let spec = json!({
+        "terminationGracePeriodSeconds": 0,
+        "domain": {
+            "memory": {"guest": "1Gi"},
+            "devices": {"disks": [{"name": "a"}, {"name": "b"}, {"name": "c", "bootOrder": 1}]},
+        },
+        "volumes": [
+            {"name": "b", "persistentVolumeClaim": {"claimName": "b", "readOnly": true}},
+            {"name": "a", "emptyDisk": {"capacity": "1Gi"}},
+            {"name": "c", "persistentVolumeClaim": {"claimName": "c"}},
+        ],
+    });
+    let claim = |block| Claim {
+        block,
+        size: 1000 << 20,
+    };
+    let claims = |block| {
+        Claims::from([
+            ("b".to_owned(), claim(false)),
+            ("c".to_owned(), claim(block)),
+        ])
+    };
+    let pod = made(spec.clone(), &claims(false)).unwrap();
+    assert_eq!(
+        annotation(&pod, "create-disk"),
+        "c=945M,a=1024M",
+        "a claim that is only read gets none"
+    );
+    let pod = pod.spec.unwrap();
+    assert_eq!(
+        pod.termination_grace_period_seconds,
+        Some(1),
+        "or the pod is forgotten at once"
+    );
+    let mounts = pod.containers[0].volume_mounts.clone().unwrap();
+    let names: Vec<_> = mounts.iter().map(|mount| mount.name.as_str()).collect();
+    assert_eq!(names, ["c", "a", "b"]);
+    let error = made(spec, &claims(true)).unwrap_err();
+    assert_eq!(error, PodError::Order("c".to_owned(), "b".to_owned()));
+}

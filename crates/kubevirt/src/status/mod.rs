@@ -267,8 +267,6 @@ fn interfaces(spec: &InstanceSpec, addresses: &[String]) -> Vec<InterfaceStatus>
 
 /// Volumes by name, with what a Linux guest calls them.
 fn volumes(spec: &InstanceSpec) -> Vec<VolumeStatus> {
-    let disks = |volume: &&Volume| volume.cloud_init_no_cloud.is_none();
-    let (disks, seeds): (Vec<_>, Vec<_>) = spec.volumes.iter().partition(disks);
     let sata = crate::pod::buses(spec).any(|bus| bus == "sata");
     let prefix = if sata { "sd" } else { "vd" };
     let letters = ('a'..='z').map(Some).chain(std::iter::repeat(None));
@@ -276,9 +274,8 @@ fn volumes(spec: &InstanceSpec) -> Vec<VolumeStatus> {
         name: volume.name.clone(),
         target: letter.map_or_else(String::new, |letter| format!("{prefix}{letter}")),
     };
-    let mut all: Vec<_> = disks
+    let mut all: Vec<_> = crate::pod::in_order(spec)
         .into_iter()
-        .chain(seeds)
         .zip(letters)
         .map(named)
         .collect();

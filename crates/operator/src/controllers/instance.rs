@@ -5,7 +5,7 @@ use std::sync::Arc;
 use edgevmm_kubevirt::api::{InstanceSpec, InstanceStatus, Phase, VirtualMachineInstance};
 use edgevmm_kubevirt::checks;
 use edgevmm_kubevirt::conditions;
-use edgevmm_kubevirt::pod::{self, Claim, Claims, PodError};
+use edgevmm_kubevirt::pod::{self, Claim, Claims, FINALIZER, PodError};
 use edgevmm_kubevirt::quantity::units;
 use edgevmm_kubevirt::status::{self, PAUSED, SYNCHRONIZED};
 use futures_util::StreamExt;
@@ -24,8 +24,6 @@ use tracing::{debug, warn};
 
 use super::{Error, RETRY, Shared, patch};
 
-/// Keeps the instance until its pod is gone.
-pub const FINALIZER: &str = "kubevirt.io/foregroundDeleteVirtualMachine";
 /// What all pods of instances have.
 const PODS: &str = "kubevirt.io=virt-launcher";
 
@@ -147,6 +145,13 @@ impl<'a> Keeper<'a> {
         self.instance.name_any()
     }
 
+    /// What its pod tells of it, with defaults that nobody has written yet.
+    fn status(&self, pod: Option<&Pod>) -> InstanceStatus {
+        let mut instance = self.instance.clone();
+        edgevmm_kubevirt::defaults::fill(&mut instance.spec);
+        status::of_instance(&instance, pod, &self.now)
+    }
+
     fn phase(&self) -> Option<Phase> {
         self.instance
             .status
@@ -175,7 +180,7 @@ impl<'a> Keeper<'a> {
         if let (None, true) = (&pod, new) {
             return self.create().await;
         }
-        let status = status::of_instance(self.instance, pod.as_deref(), &self.now);
+        let status = self.status(pod.as_deref());
         if let Some(pod) = &pod {
             self.open(pod, &status).await?;
         }
@@ -183,20 +188,23 @@ impl<'a> Keeper<'a> {
         Ok(Action::await_change())
     }
 
-    /// The instance's pod. What the watch has not told of yet may be there.
+    /// The instance's pod. What the watch has not told of yet may be there. Labels are anybody's to
+    /// write, so it is known by its name and its owner.
     async fn pod(&self) -> Result<Option<Arc<Pod>>, Error> {
-        let uid = self.instance.uid();
+        let name = pod::name(self.instance);
+        let uid = self.instance.uid().ok_or(Error::Incomplete("UID"))?;
         let ours = |pod: &Pod| {
-            pod.labels().get(pod::CREATED_BY) == uid.as_ref()
-                && pod.namespace().as_ref() == Some(&self.namespace)
+            pod.metadata.name.as_ref() == Some(&name)
+                && pod.metadata.namespace.as_ref() == Some(&self.namespace)
+                && pod.owner_references().iter().any(|owner| owner.uid == uid)
         };
         if let Some(pod) = self.context.pods.find(ours) {
             return Ok(Some(pod));
         }
-        if self.phase().is_some_and(Phase::is_final) {
+        let leaves = self.instance.metadata.deletion_timestamp.is_some();
+        if self.phase().is_some_and(Phase::is_final) && !leaves {
             return Ok(None);
         }
-        let name = pod::name(self.instance);
         let pod = self.pods.get_opt(&name).await?;
         Ok(pod.filter(ours).map(Arc::new))
     }
@@ -211,7 +219,7 @@ impl<'a> Keeper<'a> {
 
     /// Makes the pod, or tells why there is none.
     async fn create(&self) -> Result<Action, Error> {
-        let mut status = status::of_instance(self.instance, None, &self.now);
+        let mut status = self.status(None);
         let (reason, message, action) = match self.try_create().await? {
             Made::Pod(name, spec) => {
                 conditions::remove(&mut status.conditions, SYNCHRONIZED);
@@ -260,6 +268,7 @@ impl<'a> Keeper<'a> {
         let pod = match pod::of_instance(&instance, &claims, &self.context.shared.image) {
             Ok(pod) => pod,
             Err(error @ PodError::NoClaim(_)) => return Ok(Made::Waits(error)),
+            Err(error @ PodError::Order(..)) => return Ok(Made::Refused(error.to_string())),
             Err(PodError::NoIdentity(what)) => return Err(Error::Incomplete(what)),
         };
         match self.pods.create(&PostParams::default(), &pod).await {
@@ -287,7 +296,7 @@ impl<'a> Keeper<'a> {
 
     /// Ends the pod, and lets the instance go when it is gone.
     async fn end(&self, pod: Option<Arc<Pod>>) -> Result<(), Error> {
-        let status = status::of_instance(self.instance, pod.as_deref(), &self.now);
+        let status = self.status(pod.as_deref());
         let Some(pod) = pod else {
             self.write(&status).await?;
             let finalizers = self.instance.finalizers().iter();
@@ -303,9 +312,9 @@ impl<'a> Keeper<'a> {
                 "Signaled graceful shutdown",
             )
             .await;
-            let seconds = self.instance.spec.termination_grace_period_seconds;
+            let seconds = pod::grace_period(&self.instance.spec);
             let params = DeleteParams {
-                grace_period_seconds: seconds.and_then(|seconds| seconds.try_into().ok()),
+                grace_period_seconds: seconds.try_into().ok(),
                 ..DeleteParams::default()
             };
             match self.pods.delete(&pod.name_any(), &params).await {

@@ -1,9 +1,11 @@
 //! Starts and stops the instances of VirtualMachines, and tells in their status what becomes of them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use edgevmm_kubevirt::api::machine::Template;
 use edgevmm_kubevirt::api::{MachineStatus, VirtualMachine, VirtualMachineInstance};
+use edgevmm_kubevirt::checks;
 use edgevmm_kubevirt::machine::{self, Finalizer};
 use futures_util::StreamExt;
 use k8s_openapi::api::apps::v1::ControllerRevision;
@@ -123,22 +125,30 @@ impl<'a> Keeper<'a> {
             self.patch(json!({ "spec": spec })).await?;
             return Ok(Action::await_change());
         }
+        let mut old = self.machine.status.clone().unwrap_or_default();
+        let mut version = self.machine.resource_version();
+        // What an instance that goes was the only one to tell, like how often it failed, is noted before.
+        // A start is noted after, as nobody else would remember that it was asked for.
+        let goes = |action: &_| !matches!(action, machine::Action::Create { .. });
+        if plan.action.as_ref().is_some_and(goes) {
+            self.write(&old, &plan.status, version.as_deref()).await?;
+            (old, version) = (plan.status.clone(), None);
+        }
         if let Some(action) = &plan.action {
-            self.act(action, instance, &mut plan.status).await?;
+            let later = self.act(action, instance, &mut plan.status).await?;
+            plan.look_again = later.or(plan.look_again);
         }
         if plan.finalizer == Some(Finalizer::Remove) {
+            self.let_go().await?;
             let finalizers = without(self.machine, machine::FINALIZER);
             self.patch(json!({ "metadata": { "finalizers": finalizers } }))
                 .await?;
             return Ok(Action::await_change());
         }
-        self.write(&plan.status).await?;
-        let failed = plan.status.conditions.iter();
-        let failed = failed.filter(|it| it.kind == machine::FAILURE).count() > 0;
-        let again = plan
+        self.write(&old, &plan.status, version.as_deref()).await?;
+        Ok(plan
             .look_again
-            .or_else(|| (failed && plan.action.is_some()).then_some(RETRY));
-        Ok(again.map_or_else(Action::await_change, Action::requeue))
+            .map_or_else(Action::await_change, Action::requeue))
     }
 
     /// The machine's instance. What the watch has not told of yet may be there, and is asked for where
@@ -186,17 +196,19 @@ impl<'a> Keeper<'a> {
         Ok(template.map(serde_json::from_value).transpose()?)
     }
 
+    /// Does what is to be done; gives when to try again, if it can't be and no watch will tell.
     async fn act(
         &self,
         action: &machine::Action,
         instance: Option<&VirtualMachineInstance>,
         status: &mut MachineStatus,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<Duration>, Error> {
         match (action, instance) {
-            (machine::Action::Create { paused }, _) => self.create(*paused, status).await,
+            (machine::Action::Create { paused }, _) => return self.create(*paused, status).await,
             (machine::Action::Delete, Some(instance)) => self.delete(instance).await,
             (machine::Action::Release, Some(instance)) => self.release(instance).await,
             (machine::Action::Orphan, Some(instance)) => {
+                self.forget(instance).await?;
                 let uid = self.machine.uid();
                 let owners = instance.owner_references().iter();
                 let owners: Vec<_> = owners.filter(|it| Some(&it.uid) != uid.as_ref()).collect();
@@ -212,9 +224,14 @@ impl<'a> Keeper<'a> {
             }
             (_, None) => Ok(()),
         }
+        .map(|()| None)
     }
 
-    async fn create(&self, paused: bool, status: &mut MachineStatus) -> Result<(), Error> {
+    async fn create(
+        &self,
+        paused: bool,
+        status: &mut MachineStatus,
+    ) -> Result<Option<Duration>, Error> {
         // The watch has only the fields that we know; the instance gets all.
         let client = self.context.shared.client.clone();
         let resource = ApiResource::erase::<VirtualMachine>(&());
@@ -222,7 +239,12 @@ impl<'a> Keeper<'a> {
             Api::namespaced_with(client.clone(), &self.namespace, &resource);
         let whole = whole.get(&self.machine.name_any()).await?;
         if whole.resource_version() != self.machine.resource_version() {
-            return Ok(());
+            return Ok(None);
+        }
+        let spec = whole.data.get("spec").cloned().unwrap_or_default();
+        if let Err(problems) = checks::machine(&spec) {
+            self.refuse(status, checks::summary(&problems)).await;
+            return Ok(None);
         }
         let start = machine::start(&whole, paused).ok_or(Error::Incomplete("template"))?;
         let params = PostParams::default();
@@ -241,21 +263,28 @@ impl<'a> Keeper<'a> {
                 );
                 self.tell(EventType::Normal, "SuccessfulCreate", note).await;
                 status.created = Some(true);
-                Ok(())
+                Ok(None)
             }
             Err(kube::Error::Api(error)) if error.code < 500 => {
                 let existing = self.instances.get_opt(&name).await?;
-                if existing.is_some_and(|instance| self.owns(&instance)) {
-                    return Ok(());
+                if !existing.is_some_and(|instance| self.owns(&instance)) {
+                    self.refuse(status, error.message).await;
                 }
-                machine::fail(status, "FailedCreate", &error.message, &self.now);
-                // The strategy counts as followed once there was an instance.
-                status.run_strategy = self.machine.status.as_ref().and_then(|it| it.run_strategy);
-                self.tell(EventType::Warning, "FailedCreate", error.message)
-                    .await;
-                Ok(())
+                Ok(Some(RETRY))
             }
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Says why there is no instance, and tells of it once.
+    async fn refuse(&self, status: &mut MachineStatus, why: String) {
+        machine::fail(self.machine, status, "FailedCreate", &why, &self.now);
+        let before = self.machine.status.as_ref();
+        // The strategy counts as followed once there was an instance.
+        status.run_strategy = before.and_then(|before| before.run_strategy);
+        let mut told = before.iter().flat_map(|before| &before.conditions);
+        if !told.any(|it| it.kind == machine::FAILURE && it.message.as_ref() == Some(&why)) {
+            self.tell(EventType::Warning, "FailedCreate", why).await;
         }
     }
 
@@ -277,6 +306,34 @@ impl<'a> Keeper<'a> {
 
     /// Lets an instance that ended go, with what it was made of.
     async fn release(&self, instance: &VirtualMachineInstance) -> Result<(), Error> {
+        self.forget(instance).await?;
+        let finalizers = without(instance, machine::FINALIZER);
+        let change = json!({ "metadata": { "finalizers": finalizers } });
+        self.patch_instance(instance, change).await
+    }
+
+    /// Takes our finalizer from an instance that stays when the machine goes: the garbage collector may
+    /// have been the first to take the machine from its owners, so that it no longer counts as ours.
+    async fn let_go(&self) -> Result<(), Error> {
+        let Some(instance) = self.instances.get_opt(&self.machine.name_any()).await? else {
+            return Ok(());
+        };
+        let ours = instance
+            .finalizers()
+            .iter()
+            .any(|it| it == machine::FINALIZER);
+        let mut owners = instance.owner_references().iter();
+        if !ours || owners.any(|owner| owner.controller == Some(true)) {
+            return Ok(());
+        }
+        self.forget(&instance).await?;
+        let finalizers = without(&instance, machine::FINALIZER);
+        let change = json!({ "metadata": { "finalizers": finalizers } });
+        self.patch_instance(&instance, change).await
+    }
+
+    /// Removes what keeps the template that an instance was made of.
+    async fn forget(&self, instance: &VirtualMachineInstance) -> Result<(), Error> {
         let status = instance.status.as_ref();
         let revision = status.and_then(|it| it.virtual_machine_revision_name.as_deref());
         let prefix = machine::revision_prefix(&self.machine.uid().unwrap_or_default());
@@ -286,19 +343,25 @@ impl<'a> Keeper<'a> {
                 other => drop(other?),
             }
         }
-        let finalizers = without(instance, machine::FINALIZER);
-        let change = json!({ "metadata": { "finalizers": finalizers } });
-        self.patch_instance(instance, change).await
+        Ok(())
     }
 
-    async fn write(&self, status: &MachineStatus) -> Result<(), Error> {
-        let old = serde_json::to_value(self.machine.status.clone().unwrap_or_default())?;
-        let changes = patch::merge(&old, &serde_json::to_value(status)?);
+    /// Writes what differs from `old`, if the machine is still of `version`.
+    async fn write(
+        &self,
+        old: &MachineStatus,
+        status: &MachineStatus,
+        version: Option<&str>,
+    ) -> Result<(), Error> {
+        let changes = patch::merge(&serde_json::to_value(old)?, &serde_json::to_value(status)?);
         if changes == json!({}) {
             return Ok(());
         }
         let change = json!({ "status": changes });
-        let change = patch::of_version(change, self.machine.resource_version().as_deref());
+        let change = match version {
+            Some(version) => patch::of_version(change, Some(version)),
+            None => change,
+        };
         let name = self.machine.name_any();
         self.machines
             .patch_status(&name, &PatchParams::default(), &Patch::Merge(change))

@@ -13,6 +13,8 @@ pub type Answer = Response<Full<Bytes>>;
 
 /// Longest body that is read: etcd takes objects up to 1.5 MiB, and a review has two of them.
 const MAX_BODY: usize = 4 << 20;
+/// Most values in one, about.
+const MAX_VALUES: usize = 200_000;
 
 /// Why a request is not served.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -161,6 +163,15 @@ where
     if bytes.trim_ascii().is_empty() {
         return Ok(T::default());
     }
+    // A parsed value takes some seventy bytes, however short its text is.
+    let values = bytes
+        .iter()
+        .filter(|byte| matches!(byte, b'[' | b'{' | b','));
+    if values.count() > MAX_VALUES {
+        return Err(Refusal::bad(format!(
+            "The body has over {MAX_VALUES} values"
+        )));
+    }
     serde_json::from_slice(&bytes)
         .map_err(|error| Refusal::bad(format!("The body is not as expected: {error}")))
 }
@@ -178,6 +189,9 @@ mod tests {
             body::<Value, _>(long).await.unwrap_err().code,
             StatusCode::BAD_REQUEST
         );
+        let many = Full::new(Bytes::from("[[],".repeat(MAX_VALUES / 2)));
+        let refused = body::<Value, _>(many).await.unwrap_err();
+        assert!(refused.message.contains("values"), "{}", refused.message);
         let empty = Full::new(Bytes::from_static(b" \n"));
         assert_eq!(body::<Value, _>(empty).await.unwrap(), Value::Null);
         let torn = Full::new(Bytes::from_static(b"{\"paused\":"));

@@ -97,21 +97,18 @@ impl Pair {
         status.map_or(&[], |status| &status.state_change_requests)
     }
 
-    fn start(&self, paused: bool) -> Result<Change, Refusal> {
+    fn start(&self) -> Result<Change, Refusal> {
         let stays = |live: &VirtualMachineInstance| live.metadata.deletion_timestamp.is_none();
         if self.live().is_some_and(stays) && self.pending().is_empty() {
             return Err(Refusal::conflict("VM is already running"));
         }
         let strategy = self.strategy();
         match strategy {
-            RunStrategy::Halted if paused => self.request(start_request(paused)),
             RunStrategy::Halted => Ok(Change::Strategy(RunStrategy::Always)),
             RunStrategy::RerunOnFailure if self.instance.as_ref().is_some_and(has_failed) => Err(
                 Refusal::conflict("RerunOnFailure does not support starting VM from failed state"),
             ),
-            RunStrategy::Manual | RunStrategy::RerunOnFailure => {
-                self.request(start_request(paused))
-            }
+            RunStrategy::Manual | RunStrategy::RerunOnFailure => self.request(start_request()),
             RunStrategy::Always | RunStrategy::Once => Err(Refusal::conflict(format!(
                 "{strategy} does not support manual start requests"
             ))),
@@ -154,7 +151,7 @@ impl Pair {
         if !self.pending().is_empty() {
             return Err(underway());
         }
-        Ok(Change::Requests(vec![stop, start_request(false)]))
+        Ok(Change::Requests(vec![stop, start_request()]))
     }
 
     /// One more request: a start may follow a stop, and that is all that waits.
@@ -207,11 +204,10 @@ fn has_failed(instance: &VirtualMachineInstance) -> bool {
     instances::phase(instance) == edgevmm_kubevirt::api::Phase::Failed
 }
 
-fn start_request(paused: bool) -> StateChange {
-    let data = paused.then(|| [("paused".to_owned(), "true".to_owned())].into());
+fn start_request() -> StateChange {
     StateChange {
         action: StateAction::Start,
-        data,
+        data: None,
         uid: None,
     }
 }
@@ -234,10 +230,12 @@ pub async fn start(
     request: Request<Incoming>,
 ) -> Result<Answer, Refusal> {
     let options: Options = body(request.into_body()).await?;
-    change(server, part, &options, |pair| {
-        pair.start(options.paused).map(Some)
-    })
-    .await
+    if options.paused {
+        return Err(Refusal::bad(
+            "Starting a machine paused is not supported yet",
+        ));
+    }
+    change(server, part, &options, |pair| pair.start().map(Some)).await
 }
 
 /// `stop`.
@@ -416,15 +414,11 @@ mod tests {
     #[test]
     fn starting_follows_the_run_strategy() {
         let always = Change::Strategy(RunStrategy::Always);
-        assert_eq!(with("Halted", None).start(false).unwrap(), always);
+        assert_eq!(with("Halted", None).start().unwrap(), always);
         let deprecated = pair(&json!({ "running": false }), &json!([]), None);
-        assert_eq!(deprecated.start(false).unwrap(), always);
-        for (strategy, paused) in [
-            ("Halted", true),
-            ("Manual", false),
-            ("RerunOnFailure", false),
-        ] {
-            let change = with(strategy, Some("Succeeded")).start(paused).unwrap();
+        assert_eq!(deprecated.start().unwrap(), always);
+        for strategy in ["Manual", "RerunOnFailure"] {
+            let change = with(strategy, Some("Succeeded")).start().unwrap();
             assert_eq!(requests(&change), [StateAction::Start], "{strategy}");
         }
         for (strategy, phase) in [
@@ -434,7 +428,7 @@ mod tests {
             ("Manual", Some("Running")),
             ("Halted", Some("Scheduling")),
         ] {
-            let refusal = with(strategy, phase).start(false).unwrap_err();
+            let refusal = with(strategy, phase).start().unwrap_err();
             assert_eq!(refusal.code, StatusCode::CONFLICT, "{strategy}");
         }
     }
@@ -476,12 +470,12 @@ mod tests {
         let manual = json!({ "runStrategy": "Manual" });
         let stop = json!([{ "action": "Stop", "uid": "1" }]);
         let stopping = pair(&manual, &stop, Some("Running"));
-        let change = stopping.start(false).unwrap();
+        let change = stopping.start().unwrap();
         assert_eq!(requests(&change), [StateAction::Stop, StateAction::Start]);
         stopping.stop(None).unwrap_err();
         stopping.restart().unwrap_err();
         let start = json!([{ "action": "Start" }]);
-        pair(&manual, &start, None).start(false).unwrap_err();
+        pair(&manual, &start, None).start().unwrap_err();
     }
 
     #[test]
