@@ -52,6 +52,23 @@ pub fn operator() -> Result<PathBuf> {
     built(&mut build, OPERATOR)
 }
 
+/// The path of an example of this package, built for tests: what tests run on their hosts.
+///
+/// # Errors
+/// It does not build.
+pub fn example(name: &str) -> Result<PathBuf> {
+    let mut build = cargo();
+    build.args([
+        "build",
+        "--quiet",
+        "--package",
+        "edgevmm-e2e",
+        "--example",
+        name,
+    ]);
+    built(&mut build, name)
+}
+
 /// Builds a program, and tells where it is.
 fn built(build: &mut Command, name: &str) -> Result<PathBuf> {
     let output = build

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use xtask::bench::pods::CGROUP;
 use xtask::pods::Containerd;
 
+use crate::api_server::certificates;
 use crate::command::{Command, Output};
 use crate::containerd::{Node, SANDBOX_IMAGE, wait_for};
 use crate::host::{Host, Limit};
@@ -177,25 +178,30 @@ impl<'h> Cluster<'h> {
         let tokens = self.host.write("secrets/tokens", &tokens)?;
         let accounts = self.host.path("secrets/accounts.key");
         self.spawn("etcd", &[("data-dir", &self.host.path("etcd"))])?;
-        self.spawn(
-            "kube-apiserver",
-            &[
-                ("etcd-servers", "http://127.0.0.1:2379"),
-                ("bind-address", "127.0.0.1"),
-                ("advertise-address", ADDRESS),
-                ("cert-dir", &self.host.path("apiserver")),
-                ("token-auth-file", &tokens),
-                ("anonymous-auth", "false"),
-                ("authorization-mode", "Node,RBAC"),
-                ("enable-admission-plugins", "NodeRestriction,RuntimeClass"),
-                ("service-cluster-ip-range", "10.96.0.0/24"),
-                ("service-account-issuer", "https://kubernetes.default.svc"),
-                ("service-account-signing-key-file", &accounts),
-                ("service-account-key-file", &accounts),
-                ("kubelet-preferred-address-types", "InternalIP"),
-                ("endpoint-reconciler-type", "none"),
-            ],
-        )?;
+        for (name, text) in certificates::proxy()? {
+            self.host.write(&format!("secrets/{name}"), &text)?;
+        }
+        let secret = |name: &str| self.host.path(&format!("secrets/{name}"));
+        let proxy = certificates::proxy_options(secret);
+        let proxy = proxy.iter().map(|(name, value)| (*name, &**value));
+        let options = [
+            ("etcd-servers", "http://127.0.0.1:2379"),
+            ("bind-address", "127.0.0.1"),
+            ("advertise-address", ADDRESS),
+            ("cert-dir", &self.host.path("apiserver")),
+            ("token-auth-file", &tokens),
+            ("anonymous-auth", "false"),
+            ("authorization-mode", "Node,RBAC"),
+            ("enable-admission-plugins", "NodeRestriction,RuntimeClass"),
+            ("service-cluster-ip-range", "10.96.0.0/24"),
+            ("service-account-issuer", "https://kubernetes.default.svc"),
+            ("service-account-signing-key-file", &accounts),
+            ("service-account-key-file", &accounts),
+            ("kubelet-preferred-address-types", "InternalIP"),
+            ("endpoint-reconciler-type", "none"),
+        ];
+        let options: Vec<_> = options.into_iter().chain(proxy).collect();
+        self.spawn("kube-apiserver", &options)?;
         self.host
             .run_for(
                 &wait_for(&self.kubectl(["get", "--raw=/readyz"])),

@@ -22,7 +22,7 @@ use anyhow::{Context, Result};
 use xtask::lab::Machine;
 
 pub use api_server::{ApiServer, FakeKubelet};
-pub use binary::operator;
+pub use binary::{example, operator};
 pub use cluster::Cluster;
 pub use command::{Command, Output};
 pub use containerd::Node;

@@ -1,6 +1,6 @@
 //! Kubernetes' API server on this machine, without nodes: what a controller talks to.
 
-mod certificates;
+pub(crate) mod certificates;
 mod kubelet;
 
 use std::fs;
@@ -163,7 +163,8 @@ impl ApiServer {
         command.args(&shown).current_dir(self.dir.path());
         let running = Running::spawn(&mut command, false)?;
         running.close_stdin();
-        let output = running.wait(PATIENCE)?;
+        let output = running.wait(PATIENCE);
+        let output = output.with_context(|| format!("kubectl {}", shown.join(" ")))?;
         let said = tail(&output.stderr, 2000).trim_end();
         eprintln!("+ kubectl {} -> {} {said}", shown.join(" "), output.code);
         Ok(output)
@@ -279,7 +280,7 @@ impl ApiServer {
         self.apply(&format!(
             "apiVersion: v1\nkind: Service\n\
              metadata: {{name: {service}, namespace: {namespace}}}\n\
-             spec: {{type: ExternalName, externalName: localhost}}\n"
+             spec: {{type: ExternalName, externalName: 127.0.0.1}}\n"
         ))
     }
 
@@ -345,17 +346,9 @@ impl ApiServer {
             ),
             ("service-account-key-file", self.path("accounts.pub")),
             ("endpoint-reconciler-type", "none".to_owned()),
-            ("requestheader-client-ca-file", self.path("proxy-ca.crt")),
-            ("requestheader-allowed-names", "proxy".to_owned()),
-            ("requestheader-username-headers", "X-Remote-User".to_owned()),
-            ("requestheader-group-headers", "X-Remote-Group".to_owned()),
-            (
-                "requestheader-extra-headers-prefix",
-                "X-Remote-Extra-".to_owned(),
-            ),
-            ("proxy-client-cert-file", self.path("proxy.crt")),
-            ("proxy-client-key-file", self.path("proxy.key")),
         ];
+        let proxy = certificates::proxy_options(|name| self.path(name));
+        let options: Vec<_> = options.into_iter().chain(proxy).collect();
         self.spawn_part("kube-apiserver", &options)
     }
 
