@@ -1,15 +1,15 @@
 //! `start`: makes sure that a daemon serves the pod, and prints its address.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag};
 use uuid::Uuid;
 
 use crate::Failure;
@@ -81,12 +81,43 @@ fn listen(path: &Path) -> io::Result<Option<UnixListener>> {
     Err(io::ErrorKind::AddrInUse.into())
 }
 
-/// Of several who find a dead daemon's socket one is alone with it, and the others find what that one
-/// made of it.
-pub fn alone(socket: &Path) -> io::Result<Flock<fs::File>> {
-    let folder = socket.parent().unwrap_or_else(|| Path::new("."));
-    let folder = fs::File::open(folder)?;
-    Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, error)| error.into())
+/// A socket that its holder is alone with: of several who find a dead daemon's one takes it, and the
+/// others find what that one made of it.
+#[derive(Debug)]
+pub struct Alone {
+    path: PathBuf,
+    /// Dropped after the name is gone.
+    _lock: Flock<fs::File>,
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        // Whoever waits for the lock finds that the file has lost its name, and makes another.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Waits until nobody else is about to take or remove a socket. Those of other pods are theirs.
+///
+/// # Errors
+///
+/// When no lock can be made beside it.
+pub fn alone(socket: &Path) -> io::Result<Alone> {
+    let path = socket.with_extension("lock");
+    loop {
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(OFlag::O_NOFOLLOW.bits())
+            .open(&path)?;
+        let lock = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
+        let (locked, named) = (lock.metadata()?, fs::symlink_metadata(&path));
+        if named.is_ok_and(|named| (named.dev(), named.ino()) == (locked.dev(), locked.ino())) {
+            return Ok(Alone { path, _lock: lock });
+        }
+    }
 }
 
 /// Starts the daemon with the socket as its standard input.
@@ -121,6 +152,8 @@ fn protect(pid: u32) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::sync::atomic::Ordering;
+
     use super::*;
 
     #[test]
@@ -147,5 +180,30 @@ mod tests {
             });
             assert_eq!(listeners.iter().flatten().count(), 1);
         }
+        let names: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
+        assert_eq!(names.len(), 1, "{names:?}");
+    }
+
+    #[test]
+    fn pods_do_not_wait_for_each_other_and_each_is_alone_with_its_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, other) = (folder.path().join("one"), folder.path().join("other"));
+        let _one = alone(&one).unwrap();
+        let _other = alone(&other).unwrap();
+        let third = folder.path().join("third");
+        let inside = std::sync::atomic::AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let _alone = alone(&third).unwrap();
+                        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                        std::thread::yield_now();
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                    }
+                });
+            }
+        });
+        assert!(!folder.path().join("third.lock").exists());
     }
 }

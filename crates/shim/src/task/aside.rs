@@ -1,5 +1,7 @@
 //! Work on files that storage may hold up for ever, such as those of a claim whose server is gone: it
-//! is done on a thread of its own, so that the pod's other calls are answered meanwhile.
+//! is done on a thread of its own, so that calls about the pod's other containers are answered meanwhile.
+//! Whoever makes a container holds the pod's creation lock all the while (`Tasks::create`): calls that make
+//! another one, delete one that is not there yet or end the shim wait until the time is over.
 
 use std::time::Duration;
 
