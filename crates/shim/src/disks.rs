@@ -282,6 +282,15 @@ mod tests {
     }
 
     #[test]
+    fn what_the_operator_writes_is_read() {
+        let text = "a,bus=virtio,ro,serial=A-1,error_policy=report,aio=threads\n\
+                    b,kind=cdrom,bootindex=2,error_policy=stop\ncontainerDisk,bus=sata,bootindex=1,direct";
+        let wishes = Wishes::parse(text).unwrap();
+        assert!(is_read_only(wishes.of("a", "/a")) && is_read_only(wishes.of("", "b")));
+        assert!(!is_read_only(wishes.of(OF_IMAGE, "")) && wishes.files_of_image().is_empty());
+    }
+
+    #[test]
     fn what_is_wrong_is_told_by_entry_and_key() {
         for (text, entry, reason) in [
             ("a\nb,buss=sata", "`b,buss=sata`", "did you mean `bus`"),

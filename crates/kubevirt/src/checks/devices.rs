@@ -7,6 +7,9 @@ use crate::api::InstanceSpec;
 use crate::api::disks::Disk;
 use crate::api::network::Interface;
 
+/// Longest serial number of a disk, in bytes.
+const MAX_SERIAL: usize = 20;
+
 pub(super) fn check(spec: &InstanceSpec, report: &mut Report<'_>) {
     let devices = &spec.domain.devices;
     let mut names = BTreeSet::new();
@@ -20,16 +23,17 @@ pub(super) fn check(spec: &InstanceSpec, report: &mut Report<'_>) {
         }
         self::disk(disk, &mut report);
         let volume = spec.volumes.iter().find(|volume| volume.name == disk.name);
-        let image = volume.is_some_and(|volume| {
-            volume.container_disk.is_some()
-                || volume.persistent_volume_claim.is_some()
-                || volume.data_volume.is_some()
-                || volume.empty_disk.is_some()
-        });
-        if image && disk.cdrom.is_some() {
-            report.refuse("cdrom", "images as CD-ROMs are not supported yet");
+        if volume.is_some_and(|volume| volume.cloud_init_no_cloud.is_some()) {
+            seed(disk, &mut report);
+        }
+        if disk.cdrom.is_some() && volume.is_some_and(|volume| volume.empty_disk.is_some()) {
+            report.refuse(
+                "cdrom",
+                "an empty disk in a CD-ROM drive is of no use: make it a disk",
+            );
         }
     }
+    serials(spec, report);
     let orders: Vec<_> = devices
         .disks
         .iter()
@@ -39,29 +43,6 @@ pub(super) fn check(spec: &InstanceSpec, report: &mut Report<'_>) {
         report.refuse(
             "domain.devices.disks",
             "each bootOrder is another number from 1 on",
-        );
-    }
-    let buses: BTreeSet<_> = crate::pod::buses(spec).collect();
-    if buses.len() > 1 {
-        report.refuse(
-            "domain.devices.disks",
-            "disks on both virtio and SATA are not supported yet: write one bus for each, as a volume \
-             without a bus is on SATA",
-        );
-    }
-    let first = crate::pod::in_order(spec)
-        .first()
-        .map(|volume| volume.container_disk.is_some());
-    if first == Some(false)
-        && spec
-            .volumes
-            .iter()
-            .any(|volume| volume.container_disk.is_some())
-    {
-        report.refuse(
-            "domain.devices.disks",
-            "a disk before the containerDisk is not supported yet: put that first, or give it the \
-             lowest bootOrder",
         );
     }
     for field in [
@@ -75,8 +56,15 @@ pub(super) fn check(spec: &InstanceSpec, report: &mut Report<'_>) {
             );
         }
     }
-    if devices.watchdog.is_some() {
-        report.refuse("domain.devices.watchdog", "not supported yet");
+    if let Some(watchdog) = &devices.watchdog {
+        let mut report = report.below("domain.devices.watchdog");
+        match &watchdog.i6300esb {
+            Some(model) => {
+                let actions = ["", "reset", "poweroff", "shutdown"];
+                report.expect_one_of("i6300esb.action", model.action.as_deref(), &actions);
+            }
+            None => report.refuse("i6300esb", "write it, as there is no other model"),
+        }
     }
     networks(spec, report);
 }
@@ -87,8 +75,11 @@ fn disk(disk: &Disk, report: &mut Report<'_>) {
     }
     if let Some(target) = &disk.disk {
         report.expect_one_of("disk.bus", target.bus.as_deref(), &["", "virtio", "sata"]);
-        if target.readonly == Some(true) {
-            report.refuse("disk.readonly", "not supported yet");
+        if target.readonly == Some(true) && target.bus.as_deref() != Some("virtio") {
+            report.refuse(
+                "disk.readonly",
+                "a SATA disk can't be read-only: use virtio or a cdrom",
+            );
         }
     }
     if let Some(cdrom) = &disk.cdrom {
@@ -101,15 +92,51 @@ fn disk(disk: &Disk, report: &mut Report<'_>) {
     if disk
         .serial
         .as_ref()
-        .is_some_and(|serial| !serial.is_empty())
+        .is_some_and(|serial| !is_serial(serial))
     {
-        report.refuse("serial", "not supported yet");
+        report.refuse("serial", "write at most 20 letters, digits, _, ., + and -");
     }
     let caches = ["", "none", "writeback"];
     report.expect_one_of("cache", disk.cache.as_deref(), &caches);
     report.expect_one_of("io", disk.io.as_deref(), &["", "native", "threads"]);
-    let policies = ["", "stop"];
-    report.expect_one_of("errorPolicy", disk.error_policy.as_deref(), &policies);
+    let policies: &[&str] = match disk.cdrom {
+        Some(_) => &["", "stop"],
+        None => &["", "stop", "report", "ignore", "enospace"],
+    };
+    report.expect_one_of("errorPolicy", disk.error_policy.as_deref(), policies);
+}
+
+/// cloud-init's disk is made where the machine starts: it is read-only, and on virtio.
+fn seed(disk: &Disk, report: &mut Report<'_>) {
+    let set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+    if set(&disk.serial) {
+        report.refuse("serial", "cloud-init's disk has none of its own");
+    }
+    if disk.error_policy.as_deref().unwrap_or("stop") != "stop" {
+        report.refuse("errorPolicy", "cloud-init's disk has none");
+    }
+}
+
+/// Checks that no two disks have the same serial number.
+fn serials(spec: &InstanceSpec, report: &mut Report<'_>) {
+    let mut seen = BTreeSet::new();
+    for (volume, disk) in crate::pod::in_order(spec) {
+        let Some(serial) = crate::pod::serial(volume, disk) else {
+            continue;
+        };
+        if !seen.insert(serial) {
+            report.refuse(
+                "domain.devices.disks",
+                format!("two disks would have the serial number `{serial}`: volumes without one have their name"),
+            );
+        }
+    }
+}
+
+/// Whether it can be a disk's serial number.
+fn is_serial(serial: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.+-".contains(&byte);
+    serial.len() <= MAX_SERIAL && serial.bytes().all(plain)
 }
 
 fn networks(spec: &InstanceSpec, report: &mut Report<'_>) {

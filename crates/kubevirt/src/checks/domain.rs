@@ -2,18 +2,27 @@
 
 use super::Report;
 use crate::api::domain::{Domain, Firmware};
+use crate::api::instance::Topology;
 use crate::quantity::units;
 use crate::shape;
 
 /// Most vCPUs of a machine.
 const MAX_VCPUS: u32 = 254;
+/// Largest ID of a vCPU's local APIC.
+const MAX_APIC: u32 = 254;
 /// Least memory of a guest, in bytes.
 const MIN_MEMORY: u64 = 16 << 20;
 
 pub(super) fn check(domain: &Domain, report: &mut Report<'_>) {
-    let vcpus = shape::topology(domain).vcpus();
+    let topology = shape::topology(domain);
+    let vcpus = topology.vcpus();
     if !(1..=MAX_VCPUS).contains(&vcpus) {
         report.refuse("cpu", format!("{vcpus} vCPUs: ask for 1 to {MAX_VCPUS}"));
+    } else if last_apic(topology) > MAX_APIC {
+        report.refuse(
+            "cpu",
+            "so many sockets need numbers of cores and threads that are powers of two",
+        );
     }
     let model = domain.cpu.as_ref().and_then(|cpu| cpu.model.as_deref());
     report.expect_one_of("cpu.model", model, &["", "host-model", "host-passthrough"]);
@@ -80,6 +89,14 @@ pub(super) fn check(domain: &Domain, report: &mut Report<'_>) {
         domain.io_threads_policy.as_deref(),
         &["", "auto", "shared"],
     );
+}
+
+/// ID of the last vCPU's local APIC: socket, core and thread, the latter two each in whole bits.
+fn last_apic(topology: Topology) -> u32 {
+    let bits = |count: u32| u32::BITS - (count - 1).leading_zeros();
+    let (of_core, of_thread) = (bits(topology.cores), bits(topology.threads));
+    let socket = (topology.sockets - 1) << (of_core + of_thread);
+    socket | (topology.cores - 1) << of_thread | (topology.threads - 1)
 }
 
 fn limits(domain: &Domain, guest: u64, report: &mut Report<'_>) {

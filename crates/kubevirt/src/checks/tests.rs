@@ -105,6 +105,36 @@ fn values_that_can_not_be_had_are_named() {
             "spec.domain.devices.disks[0].disk.bus",
         ),
         (
+            "/domain/cpu",
+            json!({"cores": 5, "sockets": 50}),
+            "spec.domain.cpu",
+        ),
+        (
+            "/domain/devices",
+            disk(json!({"name": "root", "serial": "123456789012345678901"})),
+            "spec.domain.devices.disks[0].serial",
+        ),
+        (
+            "/domain/devices",
+            disk(json!({"name": "root", "cdrom": {}, "errorPolicy": "ignore"})),
+            "spec.domain.devices.disks[0].errorPolicy",
+        ),
+        (
+            "/domain/devices",
+            disk(json!({"name": "root", "disk": {"readonly": true}})),
+            "spec.domain.devices.disks[0].disk.readonly",
+        ),
+        (
+            "/domain/devices",
+            disk(json!({"name": "root", "cache": "writethrough"})),
+            "spec.domain.devices.disks[0].cache",
+        ),
+        (
+            "/domain/devices",
+            json!({"watchdog": {"name": "w", "i6300esb": {"action": "dump"}}}),
+            "spec.domain.devices.watchdog.i6300esb.action",
+        ),
+        (
             "/domain/devices",
             disk(json!({"name": "gone", "disk": {}})),
             "spec.domain.devices.disks[0].name",
@@ -184,6 +214,29 @@ fn volumes_that_can_not_be_had_are_named() {
             .insert("name".to_owned(), json!("root"));
         assert_eq!(refused("/volumes", json!([volume])), [field], "{volume}");
     }
+}
+
+#[test]
+fn disks_are_told_apart() {
+    let seed = json!({"name": "root", "cloudInitNoCloud": {"userData": "x"}});
+    let mut spec = small();
+    spec["volumes"] = json!([seed]);
+    spec["domain"]["devices"]["disks"][0]["serial"] = json!("S");
+    let problems = instance(&spec).unwrap_err();
+    assert_eq!(problems[0].field, "spec.domain.devices.disks[0].serial");
+    let mut spec = small();
+    let empty = json!({"name": "data", "emptyDisk": {"capacity": "1Gi"}});
+    spec["volumes"].as_array_mut().unwrap().push(empty);
+    spec["domain"]["devices"]["disks"][0]["serial"] = json!("other");
+    instance(&spec).unwrap();
+    // As the other one is called without a serial number.
+    spec["domain"]["devices"]["disks"][0]["serial"] = json!("data");
+    let problems = summary(&instance(&spec).unwrap_err());
+    assert!(problems.contains("serial number `data`"), "{problems}");
+    let drive = json!({"name": "data", "cdrom": {}});
+    spec["domain"]["devices"]["disks"] = json!([drive]);
+    let problems = instance(&spec).unwrap_err();
+    assert_eq!(problems[0].field, "spec.domain.devices.disks[0].cdrom");
 }
 
 #[test]

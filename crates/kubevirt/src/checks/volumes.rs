@@ -24,7 +24,7 @@ pub(super) fn check(volumes: &[Volume], report: &mut Report<'_>) {
     if count(volumes, |volume| volume.container_disk.is_some()) > 1 {
         report.refuse(
             "volumes",
-            "more than one containerDisk is not supported yet",
+            "more than one containerDisk: a pod has one image that is the machine, so put the others into claims",
         );
     }
     if count(volumes, |volume| volume.service_account.is_some()) > 1 {

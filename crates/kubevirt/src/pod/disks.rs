@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{
     VolumeProjection,
 };
 
-use super::{Parts, PodError};
+use super::{Parts, PodError, entries};
 use crate::api::InstanceSpec;
 use crate::api::disks::{CloudInit, ServiceAccountSource, Volume};
 use crate::quantity::units;
@@ -52,9 +52,10 @@ pub(super) fn describe(
     parts: &mut Parts,
 ) -> Result<(), PodError> {
     let mut empty = Vec::new();
-    let mut device = None;
-    for volume in in_order(spec) {
+    for volume in &spec.volumes {
         let name = &volume.name;
+        let disks = &spec.domain.devices.disks;
+        let disk = disks.iter().find(|disk| disk.name == *name);
         if let Some(disk) = &volume.container_disk {
             parts.image = Some((
                 disk.image.clone(),
@@ -72,13 +73,7 @@ pub(super) fn describe(
             let facts = claims
                 .get(claim)
                 .ok_or_else(|| PodError::NoClaim(claim.to_owned()))?;
-            // The runtime has devices after volumes with files.
-            if facts.block {
-                device = Some(name);
-            } else if let Some(device) = device {
-                return Err(PodError::Order(device.clone(), name.clone()));
-            }
-            if !facts.block && !read_only {
+            if !facts.block && !read_only && !entries::is_read_only(disk) {
                 let left = facts.size - facts.size / 1000 * FILE_SYSTEM_SHARE;
                 empty.push(format!("{name}={}M", left >> 20));
             }
@@ -101,45 +96,13 @@ pub(super) fn describe(
             secrets_of_seed(name, source, parts);
         }
     }
-    if buses(spec).any(|bus| bus == "sata") {
-        parts.annotate("disk-bus", "sata");
+    if let Some(entries) = entries::of_disks(spec) {
+        parts.annotate("disks", entries);
     }
     if !empty.is_empty() {
         parts.annotate("create-disk", empty.join(","));
     }
     Ok(())
-}
-
-/// Volumes in the order in which the guest has them: by boot order, then as its disks are listed.
-pub(crate) fn in_order(spec: &InstanceSpec) -> Vec<&Volume> {
-    let disks = &spec.domain.devices.disks;
-    let mut volumes: Vec<_> = spec.volumes.iter().collect();
-    volumes.sort_by_key(|volume| {
-        let place = disks.iter().position(|disk| disk.name == volume.name);
-        let order = place.and_then(|place| disks.get(place)?.boot_order);
-        // Nothing boots from what is made of the API's files, and they come last.
-        let image = files(volume).is_none() && volume.cloud_init_no_cloud.is_none();
-        (
-            !image,
-            order.unwrap_or(u32::MAX),
-            place.unwrap_or(usize::MAX),
-        )
-    });
-    volumes
-}
-
-/// How the guest reaches each of its disks, which are all on one bus: on SATA when nothing is said.
-/// cloud-init looks for its disk on any.
-pub(crate) fn buses(spec: &InstanceSpec) -> impl Iterator<Item = &str> {
-    let seeds = |volume: &&Volume| volume.cloud_init_no_cloud.is_none();
-    spec.volumes.iter().filter(seeds).map(|volume| {
-        let disks = &spec.domain.devices.disks;
-        let disk = disks.iter().find(|disk| disk.name == volume.name);
-        let target = disk.and_then(|disk| disk.disk.as_ref());
-        // A CD-ROM has no bus of virtio, whatever else is said.
-        let bus = target.and_then(|target| target.bus.as_deref());
-        bus.filter(|bus| !bus.is_empty()).unwrap_or("sata")
-    })
 }
 
 fn claim_volume(name: &str, claim: &str, read_only: bool, facts: Claim, parts: &mut Parts) {

@@ -26,7 +26,25 @@ pub(super) fn describe(
     let memory = shape::guest_memory(domain).unwrap_or(0);
     // Pages are whole, sizes in bytes need not be.
     parts.annotate("memory", format!("{}K", memory.div_ceil(1 << 20) << 10));
-    parts.annotate("cpus", shape::topology(domain).vcpus().to_string());
+    let cpus = shape::topology(domain);
+    parts.annotate(
+        "cpus",
+        format!(
+            "{},sockets={},cores={},threads={}",
+            cpus.vcpus(),
+            cpus.sockets,
+            cpus.cores,
+            cpus.threads
+        ),
+    );
+    if let Some(model) = domain
+        .devices
+        .watchdog
+        .as_ref()
+        .and_then(|watchdog| watchdog.i6300esb.as_ref())
+    {
+        parts.annotate("watchdog", watchdog(model.action.as_deref()));
+    }
     let identity = domain
         .firmware
         .as_ref()
@@ -73,6 +91,15 @@ pub(super) fn describe(
         cloud_init(volume, parts);
     }
     Ok(())
+}
+
+/// What the runtime does where KubeVirt does `action`.
+fn watchdog(action: Option<&str>) -> &'static str {
+    match action {
+        Some("poweroff") => "end",
+        Some("shutdown") => "shutdown",
+        _ => "reset",
+    }
 }
 
 fn network(instance: &VirtualMachineInstance, parts: &mut Parts) {

@@ -2,6 +2,7 @@
 //! that runtime what a pod's specification has no field for.
 
 mod disks;
+mod entries;
 mod guest;
 mod probes;
 #[cfg(test)]
@@ -22,7 +23,7 @@ use crate::api::network::Port;
 use crate::api::{InstanceSpec, VirtualMachineInstance};
 
 pub use disks::{Claim, Claims, claims_of};
-pub(crate) use disks::{buses, in_order};
+pub(crate) use entries::{Way, in_order, serial};
 
 /// The container that is the machine.
 pub const CONTAINER: &str = "compute";
@@ -53,11 +54,6 @@ pub enum PodError {
     /// A claim is not there.
     #[error("There is no claim `{0}` in the namespace")]
     NoClaim(String),
-    /// The runtime would order disks otherwise.
-    #[error(
-        "The device of volume `{0}` can't come before the files of `{1}`: order the disks otherwise"
-    )]
-    Order(String, String),
     /// The object came without what the API server gives each.
     #[error("The instance has no {0}")]
     NoIdentity(&'static str),

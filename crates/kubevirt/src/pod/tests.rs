@@ -51,12 +51,15 @@ fn a_container_disk_with_cloud_init_and_an_empty_disk() {
     .unwrap();
     assert_eq!(annotation(&pod, "disk"), "a.img");
     assert_eq!(annotation(&pod, "memory"), "131072K");
-    assert_eq!(annotation(&pod, "cpus"), "2");
+    assert_eq!(annotation(&pod, "cpus"), "2,sockets=1,cores=2,threads=1");
     assert_eq!(annotation(&pod, "user-data"), "#cloud-config");
     assert_eq!(annotation(&pod, "create-disk"), "scratch=2048M");
     assert_eq!(annotation(&pod, "network"), "masquerade");
     assert_eq!(annotation(&pod, "uuid"), "4ff3");
-    assert_eq!(annotation(&pod, "disk-bus"), "");
+    assert_eq!(
+        annotation(&pod, "disks"),
+        "containerDisk,bus=virtio\nscratch,bus=virtio"
+    );
     assert_eq!(
         annotation(&pod, "kernel"),
         "",
@@ -95,7 +98,7 @@ fn claims_are_disks_of_their_size_or_devices() {
     claims.insert("device".to_owned(), claim(true));
     let pod = made(spec, &claims).unwrap();
     assert_eq!(annotation(&pod, "create-disk"), "a=945M");
-    assert_eq!(annotation(&pod, "disk-bus"), "sata");
+    assert_eq!(annotation(&pod, "disks"), "a,bus=sata\nb,bus=sata");
     let container = pod.spec.unwrap().containers.remove(0);
     assert_eq!(container.image.as_deref(), Some("default-image"));
     assert_eq!(container.volume_mounts.unwrap()[0].mount_path, "/a");
@@ -128,44 +131,59 @@ fn a_kernel_boots_from_its_own_image() {
 }
 
 #[test]
-fn disks_come_by_boot_order_and_then_as_they_are_listed() {
+fn disks_come_as_they_are_listed_and_each_is_as_is_said_of_it() {
     let spec = json!({
         "terminationGracePeriodSeconds": 0,
         "domain": {
             "memory": {"guest": "1Gi"},
-            "devices": {"disks": [{"name": "a"}, {"name": "b"}, {"name": "c", "bootOrder": 1}]},
+            "devices": {
+                "watchdog": {"name": "dog", "i6300esb": {"action": "poweroff"}},
+                "disks": [
+                    {"name": "a", "serial": "A-1", "errorPolicy": "report", "io": "threads",
+                     "disk": {"bus": "virtio", "readonly": true}},
+                    {"name": "seed", "disk": {"bus": "virtio"}},
+                    {"name": "b", "cdrom": {}, "bootOrder": 2},
+                    {"name": "c", "bootOrder": 1, "cache": "none", "disk": {"bus": "sata"}},
+                    {"name": "files", "cache": "none", "disk": {"bus": "virtio"}},
+                ],
+            },
         },
         "volumes": [
-            {"name": "b", "persistentVolumeClaim": {"claimName": "b", "readOnly": true}},
+            {"name": "more", "secret": {"secretName": "s"}},
+            {"name": "seed", "cloudInitNoCloud": {"userData": "#cloud-config"}},
+            {"name": "b", "persistentVolumeClaim": {"claimName": "b"}},
+            {"name": "files", "configMap": {"name": "m"}},
+            {"name": "d", "persistentVolumeClaim": {"claimName": "d", "readOnly": true}},
             {"name": "a", "emptyDisk": {"capacity": "1Gi"}},
-            {"name": "c", "persistentVolumeClaim": {"claimName": "c"}},
+            {"name": "c", "containerDisk": {"image": "i"}},
         ],
     });
-    let claim = |block| Claim {
-        block,
+    let claim = Claim {
+        block: false,
         size: 1000 << 20,
     };
-    let claims = |block| {
-        Claims::from([
-            ("b".to_owned(), claim(false)),
-            ("c".to_owned(), claim(block)),
-        ])
-    };
-    let pod = made(spec.clone(), &claims(false)).unwrap();
+    let claims = Claims::from(["b", "d"].map(|name| (name.to_owned(), claim)));
+    let pod = made(spec, &claims).unwrap();
+    assert_eq!(
+        annotation(&pod, "disks").lines().collect::<Vec<_>>(),
+        [
+            "a,bus=virtio,ro,serial=A-1,error_policy=report,aio=threads",
+            "b,kind=cdrom,bootindex=2",
+            "containerDisk,bus=sata,bootindex=1,direct",
+            "files,bus=virtio",
+            "more,kind=cdrom",
+            "d,bus=sata",
+        ]
+    );
+    assert_eq!(annotation(&pod, "watchdog"), "end");
     assert_eq!(
         annotation(&pod, "create-disk"),
-        "c=945M,a=1024M",
+        "a=1024M",
         "a claim that is only read gets none"
     );
-    let pod = pod.spec.unwrap();
     assert_eq!(
-        pod.termination_grace_period_seconds,
+        pod.spec.unwrap().termination_grace_period_seconds,
         Some(1),
         "or the pod is forgotten at once"
     );
-    let mounts = pod.containers[0].volume_mounts.clone().unwrap();
-    let names: Vec<_> = mounts.iter().map(|mount| mount.name.as_str()).collect();
-    assert_eq!(names, ["c", "a", "b"]);
-    let error = made(spec, &claims(true)).unwrap_err();
-    assert_eq!(error, PodError::Order("c".to_owned(), "b".to_owned()));
 }

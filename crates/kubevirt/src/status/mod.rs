@@ -10,11 +10,10 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 
-use crate::api::disks::Volume;
 use crate::api::instance::{InterfaceStatus, MemoryStatus, PhaseTime, VolumeStatus};
 use crate::api::{InstanceSpec, InstanceStatus, Phase, VirtualMachineInstance};
 use crate::conditions::{remove, set};
-use crate::pod::CONTAINER;
+use crate::pod::{CONTAINER, Way};
 use crate::shape;
 
 /// Condition: services lead to it.
@@ -265,19 +264,31 @@ fn interfaces(spec: &InstanceSpec, addresses: &[String]) -> Vec<InterfaceStatus>
     pod.chain(others).map(of).collect()
 }
 
-/// Volumes by name, with what a Linux guest calls them.
+/// Volumes by name, with what a Linux guest calls them: cloud-init's disk comes behind all others.
 fn volumes(spec: &InstanceSpec) -> Vec<VolumeStatus> {
-    let sata = crate::pod::buses(spec).any(|bus| bus == "sata");
-    let prefix = if sata { "sd" } else { "vd" };
-    let letters = ('a'..='z').map(Some).chain(std::iter::repeat(None));
-    let named = |(volume, letter): (&Volume, Option<char>)| VolumeStatus {
-        name: volume.name.clone(),
-        target: letter.map_or_else(String::new, |letter| format!("{prefix}{letter}")),
+    let (mut virtio, mut sata, mut cdroms) = ('a'..='z', 'a'..='z', '0'..='9');
+    let mut target = |way| {
+        let (prefix, names) = match way {
+            Way::Virtio => ("vd", &mut virtio),
+            Way::Sata => ("sd", &mut sata),
+            Way::CdRom => ("sr", &mut cdroms),
+        };
+        let name = names.next().map(|name| format!("{prefix}{name}"));
+        name.unwrap_or_default()
     };
-    let mut all: Vec<_> = crate::pod::in_order(spec)
-        .into_iter()
-        .zip(letters)
-        .map(named)
+    let seeds = spec
+        .volumes
+        .iter()
+        .filter(|volume| volume.cloud_init_no_cloud.is_some());
+    let seeds = seeds.map(|volume| (volume, Way::Virtio));
+    let disks = crate::pod::in_order(spec).into_iter();
+    let disks = disks.map(|(volume, disk)| (volume, Way::of(volume, disk)));
+    let mut all: Vec<_> = disks
+        .chain(seeds)
+        .map(|(volume, way)| VolumeStatus {
+            name: volume.name.clone(),
+            target: target(way),
+        })
         .collect();
     all.sort_by(|a, b| a.name.cmp(&b.name));
     all

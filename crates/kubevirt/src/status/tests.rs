@@ -113,3 +113,36 @@ fn why_it_does_not_start_is_told_until_it_does() {
             .all(|condition| condition.kind != SYNCHRONIZED)
     );
 }
+
+#[test]
+fn disks_are_named_as_a_linux_guest_does() {
+    let spec = json!({
+        "domain": {"devices": {"disks": [
+            {"name": "seed", "disk": {"bus": "virtio"}},
+            {"name": "one", "disk": {"bus": "virtio"}},
+            {"name": "disc", "cdrom": {"bus": "sata"}},
+            {"name": "two", "disk": {"bus": "virtio"}},
+        ]}},
+        "volumes": [
+            {"name": "seed", "cloudInitNoCloud": {"userData": "x"}},
+            {"name": "one", "emptyDisk": {"capacity": "1Gi"}},
+            {"name": "two", "containerDisk": {"image": "i"}},
+            {"name": "disc", "persistentVolumeClaim": {"claimName": "c"}},
+            {"name": "rest", "persistentVolumeClaim": {"claimName": "r"}},
+        ],
+    });
+    let spec: InstanceSpec = serde_json::from_value(spec).unwrap();
+    let all = volumes(&spec);
+    let targets: Vec<_> = all
+        .iter()
+        .map(|volume| (&*volume.name, &*volume.target))
+        .collect();
+    let expected = [
+        ("disc", "sr0"),
+        ("one", "vda"),
+        ("rest", "sda"),
+        ("seed", "vdc"),
+        ("two", "vdb"),
+    ];
+    assert_eq!(targets, expected);
+}

@@ -268,7 +268,6 @@ impl<'a> Keeper<'a> {
         let pod = match pod::of_instance(&instance, &claims, &self.context.shared.image) {
             Ok(pod) => pod,
             Err(error @ PodError::NoClaim(_)) => return Ok(Made::Waits(error)),
-            Err(error @ PodError::Order(..)) => return Ok(Made::Refused(error.to_string())),
             Err(PodError::NoIdentity(what)) => return Err(Error::Incomplete(what)),
         };
         match self.pods.create(&PostParams::default(), &pod).await {
