@@ -83,6 +83,11 @@ impl Refusal {
         )
     }
 
+    /// Who asks has too many at it already.
+    pub fn too_many(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message)
+    }
+
     /// As an answer.
     pub fn answer(&self) -> Answer {
         let status = json!({

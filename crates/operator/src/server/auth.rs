@@ -53,6 +53,13 @@ impl Proxy {
         }
     }
 
+    /// Whether a client with a certificate of that name is the proxy.
+    pub fn is(&self, name: Option<&str>) -> bool {
+        name.is_some_and(|name| {
+            self.names.is_empty() || self.names.iter().any(|known| known == name)
+        })
+    }
+
     /// Who asks, by a client with a certificate of that name.
     ///
     /// # Errors
@@ -62,7 +69,7 @@ impl Proxy {
             let message = "Ask through the cluster's API server, which shows its certificate";
             return Err(Refusal::unauthorized(message));
         };
-        if !self.names.is_empty() && !self.names.iter().any(|known| known == name) {
+        if !self.is(Some(name)) {
             let message = format!("{name} is not the API server's proxy");
             return Err(Refusal::unauthorized(message));
         }
@@ -126,6 +133,13 @@ pub struct User {
     name: String,
     groups: Vec<String>,
     extra: BTreeMap<String, Vec<String>>,
+}
+
+impl User {
+    /// What they are called.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
 }
 
 /// What is asked for: a part of an object.

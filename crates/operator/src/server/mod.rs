@@ -14,12 +14,14 @@ mod instances;
 mod machines;
 mod path;
 mod route;
+mod slots;
 mod streams;
 mod tls;
 mod webhooks;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -41,6 +43,7 @@ use tracing::{info, warn};
 pub use args::ServerArgs;
 use args::Settings;
 use auth::Proxy;
+use slots::{Slot, Slots};
 
 /// The API's group.
 pub const GROUP: &str = "subresources.kubevirt.io";
@@ -51,10 +54,16 @@ const API_SERVICE: &str = "v1.subresources.kubevirt.io";
 /// The name of the webhooks' configurations.
 const WEBHOOKS: &str = "edgevmm-operator";
 
-/// Most connections at a time.
-const MAX_CONNECTIONS: usize = 256;
+/// Most connections of the API server's proxy at a time, which it shows to be by its certificate.
+const MAX_PROXIED: usize = 256;
+/// Most other connections at a time: anybody may open some, and the API server for webhooks.
+const MAX_OTHERS: usize = 256;
+/// Most of them from one address.
+const MAX_OTHERS_EACH: usize = 64;
 /// Most consoles and forwarded ports at a time.
-const MAX_STREAMS: usize = 64;
+const MAX_STREAMS: usize = 96;
+/// Most of them of one user.
+const MAX_STREAMS_EACH: usize = 32;
 /// How long a client may take to shake hands.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a client may take to ask, also between two requests.
@@ -69,12 +78,29 @@ struct Server {
     client: Client,
     settings: Settings,
     proxy: RwLock<Proxy>,
-    streams: Arc<Semaphore>,
+    /// Connections of the API server's proxy.
+    proxied: Semaphore,
+    /// Others, by their addresses.
+    others: Arc<Slots<IpAddr>>,
+    /// Consoles and forwarded ports, by users.
+    streams: Arc<Slots<String>>,
     /// Who is at the console of an instance, by its UID.
     consoles: Mutex<HashMap<String, Arc<Notify>>>,
 }
 
 impl Server {
+    fn new(client: Client, settings: Settings) -> Self {
+        Self {
+            client,
+            settings,
+            proxy: RwLock::default(),
+            proxied: Semaphore::new(MAX_PROXIED),
+            others: Slots::new(MAX_OTHERS, MAX_OTHERS_EACH),
+            streams: Slots::new(MAX_STREAMS, MAX_STREAMS_EACH),
+            consoles: Mutex::default(),
+        }
+    }
+
     fn proxy(&self) -> Proxy {
         let proxy = self.proxy.read().unwrap_or_else(PoisonError::into_inner);
         proxy.clone()
@@ -89,14 +115,7 @@ pub async fn serve(client: Client, settings: Settings) -> Result<()> {
     let listener = TcpListener::bind(settings.listen).await;
     let listener = listener.with_context(|| format!("Can't listen at {}", settings.listen))?;
     info!(address = %settings.listen, "serving subresources and webhooks");
-    let server = Arc::new(Server {
-        client,
-        settings,
-        proxy: RwLock::default(),
-        streams: Arc::new(Semaphore::new(MAX_STREAMS)),
-        consoles: Mutex::default(),
-    });
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let server = Arc::new(Server::new(client, settings));
     let mut proxies = Box::pin(proxies(&server.client));
     loop {
         let config = loop {
@@ -110,7 +129,7 @@ pub async fn serve(client: Client, settings: Settings) -> Result<()> {
         };
         // Until certificates are to be looked at, or the API server's proxy has others.
         tokio::select! {
-            () = accept(&listener, &server, &config, &slots) => {}
+            () = accept(&listener, &server, &config) => {}
             () = sleep(LOOK) => {}
             Some(proxy) = proxies.next() => {
                 *server.proxy.write().unwrap_or_else(PoisonError::into_inner) = proxy;
@@ -149,25 +168,17 @@ fn proxies(client: &Client) -> impl Stream<Item = Proxy> + use<> {
     })
 }
 
-async fn accept(
-    listener: &TcpListener,
-    server: &Arc<Server>,
-    config: &Arc<ServerConfig>,
-    slots: &Arc<Semaphore>,
-) {
+async fn accept(listener: &TcpListener, server: &Arc<Server>, config: &Arc<ServerConfig>) {
     let acceptor = TlsAcceptor::from(Arc::clone(config));
     loop {
-        // Others wait in the kernel's queue.
-        let Ok(slot) = Arc::clone(slots).acquire_owned().await else {
-            return;
-        };
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
+                // Who has too many is turned away at once, and takes nobody's turn.
+                let Ok(slot) = server.others.take(peer.ip()) else {
+                    continue;
+                };
                 let (server, acceptor) = (Arc::clone(server), acceptor.clone());
-                tokio::spawn(async move {
-                    connection(&server, acceptor, stream).await;
-                    drop(slot);
-                });
+                tokio::spawn(async move { connection(&server, acceptor, stream, slot).await });
             }
             Err(error) => {
                 warn!("Can't take a connection: {error}");
@@ -177,13 +188,26 @@ async fn accept(
     }
 }
 
-async fn connection(server: &Arc<Server>, acceptor: TlsAcceptor, stream: TcpStream) {
+async fn connection(
+    server: &Arc<Server>,
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    slot: Slot<IpAddr>,
+) {
     let Ok(Ok(stream)) = timeout(HANDSHAKE, acceptor.accept(stream)).await else {
         return;
     };
     let (_, session) = stream.get_ref();
     let shown = session.peer_certificates().and_then(<[_]>::first);
     let name = shown.and_then(tls::common_name);
+    let (mut other, mut proxied) = (Some(slot), None);
+    if server.proxy().is(name.as_deref()) {
+        let Ok(Ok(permit)) = timeout(HANDSHAKE, server.proxied.acquire()).await else {
+            return;
+        };
+        proxied = Some(permit);
+        other = None;
+    }
     let service = service_fn(|request| {
         let answer = route::answer(server, name.as_deref(), request);
         async { Ok::<_, Infallible>(answer.await) }
@@ -196,4 +220,5 @@ async fn connection(server: &Arc<Server>, acceptor: TlsAcceptor, stream: TcpStre
         .with_upgrades();
     // A client that leaves is no news.
     let _ = served.await;
+    drop((other, proxied));
 }

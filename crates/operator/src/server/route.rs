@@ -78,27 +78,31 @@ async fn serve(
                 part: &part.part,
                 verb,
             };
-            authorize(&server.client, &user()?, &access).await?;
-            dispatch(server, &part, verb, request).await
+            let user = user()?;
+            authorize(&server.client, &user, &access).await?;
+            dispatch(server, user.name(), &part, verb, request).await
         }
     }
 }
 
 async fn dispatch(
     server: &Arc<Server>,
+    user: &str,
     part: &Part,
     verb: &str,
     request: Request<Incoming>,
 ) -> Result<Answer, Refusal> {
     if part.part == "portforward" && verb == "get" {
-        return streams::forward(server, part, request).await;
+        return streams::forward(server, user, part, request).await;
     }
     let words: Vec<_> = std::iter::once(&part.part)
         .chain(&part.rest)
         .map(String::as_str)
         .collect();
     match (part.kind, verb, words.as_slice()) {
-        (Kind::Instance, "get", ["console"]) => streams::console(server, part, request).await,
+        (Kind::Instance, "get", ["console"]) => {
+            streams::console(server, user, part, request).await
+        }
         (Kind::Instance, _, [word]) if instances::is_verb(verb, word) => {
             instances::act(server, part, request).await
         }
@@ -109,7 +113,22 @@ async fn dispatch(
         (Kind::Machine, "update", ["start"]) => machines::start(server, part, request).await,
         (Kind::Machine, "update", ["stop"]) => machines::stop(server, part, request).await,
         (Kind::Machine, "update", ["restart"]) => machines::restart(server, part, request).await,
+        (kind, _, words) if is_there(kind, words) => Err(Refusal::method()),
         (kind, _, words) => Err(left_out(kind, words)),
+    }
+}
+
+/// Whether there is such a part, which takes another method then.
+fn is_there(kind: Kind, words: &[&str]) -> bool {
+    match (kind, words) {
+        (_, ["portforward", ..]) => true,
+        (Kind::Instance, [word]) => {
+            *word == "console"
+                || instances::is_question(word)
+                || instances::is_verb("update", word)
+        }
+        (Kind::Machine, [word]) => ["expand-spec", "start", "stop", "restart"].contains(word),
+        _ => false,
     }
 }
 
@@ -145,6 +164,24 @@ fn left_out(kind: Kind, words: &[&str]) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_take_one_method() {
+        for (kind, words) in [
+            (Kind::Instance, "pause"),
+            (Kind::Instance, "unfreeze"),
+            (Kind::Instance, "console"),
+            (Kind::Instance, "guestosinfo"),
+            (Kind::Instance, "portforward/22/tcp"),
+            (Kind::Machine, "restart"),
+            (Kind::Machine, "expand-spec"),
+        ] {
+            let words: Vec<_> = words.split('/').collect();
+            assert!(is_there(kind, &words), "{words:?}");
+        }
+        assert!(!is_there(Kind::Instance, &["start"]));
+        assert!(!is_there(Kind::Machine, &["pause"]));
+    }
 
     #[test]
     fn what_is_left_out_says_why() {

@@ -22,7 +22,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::sync::Notify;
 use tokio::time::{Instant, interval_at, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -36,6 +36,7 @@ use super::Server;
 use super::answer::{Answer, Refusal, empty};
 use super::instances;
 use super::path::{Kind, Part};
+use super::slots::{Full, Slot};
 use crate::control;
 
 /// The subprotocol.
@@ -46,6 +47,8 @@ const CHUNK: usize = 8 << 10;
 const MAX_MESSAGE: usize = 1 << 20;
 /// How often a client is asked whether it is there; it is gone when it is silent for two of them.
 const PING: Duration = Duration::from_secs(30);
+/// How long a client may take to read what it is sent.
+const STALL: Duration = Duration::from_secs(30);
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -55,6 +58,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// There is none, or not yet, which clients tell by the code: they ask again after 400.
 pub async fn console(
     server: &Arc<Server>,
+    user: &str,
     part: &Part,
     request: Request<Incoming>,
 ) -> Result<Answer, Refusal> {
@@ -71,7 +75,7 @@ pub async fn console(
         _ => return Err(Refusal::bad("VMI is not running")),
     }
     let (upgrade, answer) = upgrade(request)?;
-    let slot = slot(server)?;
+    let slot = slot(server, user)?;
     let pod = control::pod(&server.client, &instance).await?;
     let mut process = control::console(&server.client, &pod).await?;
     let (Some(output), Some(input)) = (process.stdout(), process.stdin()) else {
@@ -119,6 +123,7 @@ fn leave_seat(server: &Server, uid: &str, seat: &Arc<Notify>) {
 /// There is no such port, or nobody at it.
 pub async fn forward(
     server: &Arc<Server>,
+    user: &str,
     part: &Part,
     request: Request<Incoming>,
 ) -> Result<Answer, Refusal> {
@@ -133,7 +138,7 @@ pub async fn forward(
         return Err(Refusal::conflict("VMI is not running"));
     }
     let (upgrade, answer) = upgrade(request)?;
-    let slot = slot(server)?;
+    let slot = slot(server, user)?;
     let pod = control::pod(&server.client, &instance).await?;
     let address = SocketAddr::new(address(&instance, &pod)?, port);
     let connected = timeout(CONNECT, TcpStream::connect(address)).await;
@@ -187,9 +192,14 @@ fn address(instance: &VirtualMachineInstance, pod: &Pod) -> Result<IpAddr, Refus
         .map_err(|_| Refusal::bad("The VMI's address is none"))
 }
 
-fn slot(server: &Server) -> Result<OwnedSemaphorePermit, Refusal> {
-    let slot = Arc::clone(&server.streams).try_acquire_owned();
-    slot.map_err(|_| Refusal::busy("There are too many consoles and forwarded ports"))
+fn slot(server: &Server, user: &str) -> Result<Slot<String>, Refusal> {
+    let slot = server.streams.take(user.to_owned());
+    slot.map_err(|full| match full {
+        Full::All => Refusal::busy("There are too many consoles and forwarded ports"),
+        Full::Own => Refusal::too_many(format!(
+            "User {user:?} has too many consoles and forwarded ports: close some"
+        )),
+    })
 }
 
 /// Agrees to become a WebSocket.
@@ -236,7 +246,7 @@ async fn carry(
     upgrade: OnUpgrade,
     from: impl AsyncRead + Unpin,
     to: impl AsyncWrite + Unpin,
-    slot: OwnedSemaphorePermit,
+    slot: Slot<String>,
 ) {
     let Ok(Ok(stream)) = timeout(CONNECT, upgrade).await else {
         return;
@@ -291,9 +301,9 @@ async fn pass<S: AsyncRead + AsyncWrite + Unpin>(
                     Message::Ping(Vec::new().into())
                 }
             };
-            if sink.send(message).await.is_err() {
+            let Ok(Ok(())) = timeout(STALL, sink.send(message)).await else {
                 return;
-            }
+            };
         }
     };
     tokio::select! {
@@ -306,7 +316,7 @@ async fn pass<S: AsyncRead + AsyncWrite + Unpin>(
         reason: Utf8Bytes::default(),
     }));
     let _ = timeout(CONNECT, sink.send(end)).await;
-    let _ = to.shutdown().await;
+    let _ = timeout(CONNECT, to.shutdown()).await;
 }
 
 #[cfg(test)]
@@ -408,5 +418,38 @@ mod tests {
         );
         drop(client);
         passing.await.unwrap();
+    }
+
+    /// Whoever doesn't read holds nothing for ever: not with something to be read, and not without.
+    #[tokio::test(start_paused = true)]
+    async fn clients_that_do_not_read_are_cut() {
+        for talks in [true, false] {
+            let (ours, theirs) = duplex(256);
+            let (machine, mut guest) = duplex(256);
+            let server = WebSocketStream::from_raw_socket(ours, Role::Server, None).await;
+            let (from, to) = tokio::io::split(machine);
+            let passing = tokio::spawn(pass(server, from, to));
+            if talks {
+                // The guest is held up no longer than its reader is waited for.
+                while guest.write_all(&[b'x'; 100]).await.is_ok() {}
+            }
+            timeout(3 * PING, passing).await.unwrap().unwrap();
+            drop(theirs);
+        }
+    }
+
+    /// A client that only listens is asked, answers, and stays.
+    #[tokio::test(start_paused = true)]
+    async fn clients_that_answer_stay() {
+        let (ours, theirs) = duplex(4096);
+        let (machine, guest) = duplex(4096);
+        let server = WebSocketStream::from_raw_socket(ours, Role::Server, None).await;
+        let mut client = WebSocketStream::from_raw_socket(theirs, Role::Client, None).await;
+        let (from, to) = tokio::io::split(machine);
+        let passing = tokio::spawn(pass(server, from, to));
+        let reading = async { while let Some(Ok(_)) = client.next().await {} };
+        timeout(10 * PING, reading).await.unwrap_err();
+        assert!(!passing.is_finished());
+        drop(guest);
     }
 }
