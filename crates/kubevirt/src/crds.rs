@@ -53,15 +53,7 @@ fn loosen(schema: &mut Value) {
     if map.get("description").is_some_and(long) {
         map.remove("description");
     }
-    // A cluster takes larger numbers than these for formats that it does not know.
-    let most = match map.get("format").and_then(Value::as_str) {
-        Some("uint16") => Some(u64::from(u16::MAX)),
-        Some("uint32") => Some(u64::from(u32::MAX)),
-        _ => None,
-    };
-    if let Some(most) = most {
-        map.insert("maximum".to_owned(), most.into());
-    }
+    bound(map);
     // An object stays as its user wrote it.
     map.remove("default");
     for part in ["items", "additionalProperties"] {
@@ -79,6 +71,18 @@ fn loosen(schema: &mut Value) {
         properties.values_mut().for_each(loosen);
         keep_unknown(map);
     }
+}
+
+/// Says how large a number may be, which a cluster does not tell by its format.
+fn bound(map: &mut Map<String, Value>) {
+    let (least, most) = match map.get("format").and_then(Value::as_str) {
+        Some("uint16") => (0, i64::from(u16::MAX)),
+        Some("int32") => (i64::from(i32::MIN), i64::from(i32::MAX)),
+        Some("uint32") => (0, i64::from(u32::MAX)),
+        _ => return,
+    };
+    map.entry("minimum").or_insert_with(|| least.into());
+    map.entry("maximum").or_insert_with(|| most.into());
 }
 
 fn is_anything(schema: &Value) -> bool {
@@ -99,6 +103,23 @@ fn keep_unknown(map: &mut Map<String, Value>) {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    /// What a cluster takes is what we can read, as far as a schema can tell.
+    #[test]
+    fn numbers_are_bounded_and_labels_are_texts() {
+        for definition in all().unwrap() {
+            let definition = serde_json::to_value(definition).unwrap();
+            let spec = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties";
+            let spec = definition.pointer(spec).unwrap();
+            let Some(template) = spec.pointer("/template/properties") else {
+                let cores = spec.pointer("/domain/properties/cpu/properties/cores");
+                assert_eq!(cores.unwrap()["maximum"], 4_294_967_295.0);
+                continue;
+            };
+            let labels = template.pointer("/metadata/properties/labels").unwrap();
+            assert_eq!(labels["additionalProperties"]["type"], "string");
+        }
+    }
 
     #[test]
     fn definitions_are_small_enough_for_kubectl_apply() {

@@ -7,6 +7,7 @@ pub mod checks;
 pub mod conditions;
 pub mod crds;
 pub mod defaults;
+pub mod guarded;
 pub mod machine;
 pub mod pod;
 pub mod quantity;

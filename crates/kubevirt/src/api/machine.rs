@@ -49,10 +49,20 @@ pub struct MachineSpec {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Template {
     /// Labels and annotations that they get.
-    #[schemars(with = "Option<BTreeMap<String, Value>>")]
+    #[schemars(with = "Option<TemplateMetadata>")]
     pub metadata: Option<ObjectMeta>,
     /// What they are.
     pub spec: InstanceSpec,
+}
+
+/// What of a template's metadata has to be as it is here; the rest is nobody's.
+#[derive(JsonSchema)]
+#[allow(dead_code, reason = "a schema's source")]
+struct TemplateMetadata {
+    /// Labels.
+    labels: Option<BTreeMap<String, String>>,
+    /// Annotations.
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 /// When a machine is to run.
