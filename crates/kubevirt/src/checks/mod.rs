@@ -129,7 +129,9 @@ fn checked<T: DeserializeOwned>(
         let field = field.trim_start_matches('.');
         report.refuse(field, "not supported by edgevmm");
     };
-    let parsed = serde_ignored::deserialize::<_, _, T>(spec, &mut unknown);
+    let mut track = serde_path_to_error::Track::new();
+    let tracked = serde_path_to_error::Deserializer::new(spec, &mut track);
+    let parsed = serde_ignored::deserialize::<_, _, T>(tracked, &mut unknown);
     match parsed {
         Ok(parsed) => {
             check(&parsed, &mut report);
@@ -140,7 +142,8 @@ fn checked<T: DeserializeOwned>(
             }
         }
         Err(error) => {
-            report.refuse("", error.to_string());
+            let field = track.path().to_string();
+            report.refuse(field.trim_matches('.'), error.to_string());
             Err(problems)
         }
     }

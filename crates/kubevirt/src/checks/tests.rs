@@ -167,7 +167,7 @@ fn values_that_can_not_be_had_are_named() {
         ("/hostname", json!("A"), "spec.hostname"),
         ("/readinessProbe", json!({}), "spec.readinessProbe"),
         ("/architecture", json!("arm64"), "spec.architecture"),
-        ("/domain/cpu", json!("two"), "spec"),
+        ("/domain/cpu", json!("two"), "spec.domain.cpu"),
     ];
     for (path, change, field) in cases {
         assert_eq!(refused(path, change), [field], "{path}");
