@@ -21,7 +21,7 @@ mod slots;
 use anyhow::{Context, Result};
 use xtask::lab::Machine;
 
-pub use api_server::{ApiServer, FakeKubelet};
+pub use api_server::{ApiServer, FakeKubelet, Request};
 pub use binary::{example, operator};
 pub use cluster::Cluster;
 pub use command::{Command, Output};

@@ -182,6 +182,11 @@ impl Running {
         }
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> i32 {
+        self.group.as_raw()
+    }
+
     /// Whether it has not ended.
     pub(crate) fn is_running(&self) -> bool {
         self.state.lock().code.is_none()

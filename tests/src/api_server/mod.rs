@@ -1,5 +1,6 @@
 //! Kubernetes' API server on this machine, without nodes: what a controller talks to.
 
+mod audit;
 pub(crate) mod certificates;
 mod kubelet;
 
@@ -23,6 +24,7 @@ use crate::host::tail;
 use crate::native::Running;
 use crate::{binary, prepare};
 
+pub use audit::Request;
 pub use kubelet::FakeKubelet;
 
 /// How long anything may take, on a machine that is busy with other tests.
@@ -31,6 +33,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const GLANCE: Duration = Duration::from_millis(50);
 /// Attempts at a start, as somebody else may take a port that was free.
 const ATTEMPTS: u32 = 3;
+
+/// Where the operator's manifests are told to put it.
+const NAMESPACE: &str = "edgevmm";
+/// Who it is to the cluster.
+const OPERATOR: &str = "system:serviceaccount:edgevmm:edgevmm-operator";
+const PROGRAM: &str = "edgevmm-operator";
+const SERVER: &str = "kube-apiserver";
 
 const RUNTIME_CLASS: &str = "
 apiVersion: node.k8s.io/v1
@@ -46,6 +55,8 @@ handler: edgevmm
 pub struct ApiServer {
     programs: PathBuf,
     port: u16,
+    etcd: u16,
+    operator: u16,
     processes: Vec<(String, Running)>,
     runtime: Runtime,
     client: Client,
@@ -93,24 +104,32 @@ impl ApiServer {
         };
         write_config(dir.path(), "admin", port)?;
         write_config(dir.path(), "controllers", port)?;
+        write_config(dir.path(), "operator", port)?;
+        write_config(dir.path(), "user", port)?;
         // By whom, with which token, in which groups.
-        let tokens = "admin,admin,1,system:masters\n\
-                      controllers,system:kube-controller-manager,2,system:masters\n";
+        let tokens = format!(
+            "admin,admin,1,system:masters\n\
+             controllers,system:kube-controller-manager,2,system:masters\n\
+             operator,{OPERATOR},3,system:serviceaccounts\n\
+             user,user,4,users\n"
+        );
         fs::write(dir.path().join("tokens"), tokens)?;
+        fs::write(dir.path().join("audit.yaml"), audit::policy(OPERATOR))?;
         let runtime = runtime()?;
         let config = dir.path().join("admin.conf");
         let client = runtime.block_on(connect(&config))?;
         let mut server = Self {
             programs: programs.to_owned(),
             port,
+            etcd,
+            operator: 0,
             processes: Vec::new(),
             runtime,
             client,
             dir,
         };
         server.start_etcd(etcd, peers)?;
-        server.start_server(port, etcd)?;
-        server.wait_until_ready()?;
+        server.start_server()?;
         server.apply(RUNTIME_CLASS)?;
         Ok(server)
     }
@@ -301,6 +320,62 @@ impl ApiServer {
         self.runtime.block_on(end)
     }
 
+    /// Puts the operator into the cluster as its manifests say, but for where it runs: it is a process
+    /// here, with the rights that the manifests give it. Waits until it serves.
+    ///
+    /// # Errors
+    /// It does not build, start, or come to serve.
+    pub fn install_operator(&mut self) -> Result<()> {
+        let image = ["--image", "local.test/edgevmm-operator:1"];
+        let manifests = Command::new(binary::operator()?)
+            .args(["manifests", "--namespace", NAMESPACE])
+            .args(image)
+            .output()?;
+        ensure!(manifests.status.success(), "{manifests:?}");
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        self.operator = listener.local_addr()?.port();
+        drop(listener);
+        let manifests = String::from_utf8(manifests.stdout)?;
+        let parts = manifests.split("---\n");
+        let elsewhere = ["kind: Service\n", "kind: Deployment\n"];
+        let parts = parts.filter(|part| !elsewhere.iter().any(|kind| part.contains(kind)));
+        let parts: Vec<_> = parts.collect();
+        let manifests = parts.join("---\n");
+        let port = format!("port: {}}}", self.operator);
+        self.apply(&manifests.replace("port: 443}", &port))?;
+        self.kubectl(["wait", "--for=condition=established", "crd", "--all"])?
+            .expect_code(0)?;
+        self.route(NAMESPACE, PROGRAM)?;
+        self.resume_operator()
+    }
+
+    /// Starts the operator that was installed, and waits until it serves.
+    ///
+    /// # Errors
+    /// It does not start, or come to serve.
+    pub fn resume_operator(&mut self) -> Result<()> {
+        let listen = format!("--listen=127.0.0.1:{}", self.operator);
+        let namespace = format!("--namespace={NAMESPACE}");
+        let mut command = Command::new(binary::operator()?);
+        command.args(["run", &listen, &namespace]);
+        command.env("KUBECONFIG", self.path("operator.conf"));
+        self.spawn(PROGRAM, &command)?;
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = self.get("/apis/subresources.kubevirt.io/v1/version") {
+            if Instant::now() > deadline {
+                return Err(error.context("The operator does not come to serve"));
+            }
+            thread::sleep(GLANCE);
+        }
+        Ok(())
+    }
+
+    /// Where the operator listens that was installed.
+    #[must_use]
+    pub fn operator_address(&self) -> (&'static str, u16) {
+        ("127.0.0.1", self.operator)
+    }
+
     /// Starts the operator against this server, which ends with it.
     ///
     /// # Errors
@@ -308,7 +383,7 @@ impl ApiServer {
     pub fn start_operator(&mut self, arguments: &[&str]) -> Result<()> {
         let mut command = Command::new(binary::operator()?);
         command.args(arguments).env("KUBECONFIG", self.kubeconfig());
-        self.spawn("edgevmm-operator", &command)
+        self.spawn(PROGRAM, &command)
     }
 
     fn start_etcd(&mut self, port: u16, peers: u16) -> Result<()> {
@@ -324,12 +399,18 @@ impl ApiServer {
         self.spawn_part("etcd", &options)
     }
 
-    fn start_server(&mut self, port: u16, etcd: u16) -> Result<()> {
+    /// Starts the API server, again after [`ApiServer::stop_server`], and waits until it is ready.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start_server(&mut self) -> Result<()> {
         let options = [
-            ("etcd-servers", local("http", etcd)),
+            ("etcd-servers", local("http", self.etcd)),
             ("bind-address", "127.0.0.1".to_owned()),
             ("advertise-address", "127.0.0.1".to_owned()),
-            ("secure-port", port.to_string()),
+            ("secure-port", self.port.to_string()),
+            ("audit-policy-file", self.path("audit.yaml")),
+            ("audit-log-path", self.path("audit.log")),
             ("cert-dir", self.path("server")),
             ("tls-cert-file", self.path("server.crt")),
             ("tls-private-key-file", self.path("server.key")),
@@ -349,7 +430,51 @@ impl ApiServer {
         ];
         let proxy = certificates::proxy_options(|name| self.path(name));
         let options: Vec<_> = options.into_iter().chain(proxy).collect();
-        self.spawn_part("kube-apiserver", &options)
+        self.spawn_part(SERVER, &options)?;
+        self.wait_until_ready()
+    }
+
+    /// Ends the API server at once; etcd keeps what it had.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn stop_server(&mut self) -> Result<()> {
+        self.stop(SERVER)
+    }
+
+    /// Ends the operator at once.
+    ///
+    /// # Errors
+    /// It does not run, or end.
+    pub fn stop_operator(&mut self) -> Result<()> {
+        self.stop(PROGRAM)
+    }
+
+    fn stop(&mut self, program: &str) -> Result<()> {
+        let place = self.processes.iter().position(|(name, _)| name == program);
+        let place = place.with_context(|| format!("There is no {program}"))?;
+        let (_, running) = self.processes.remove(place);
+        running.signal(nix::libc::SIGKILL)?;
+        running.wait(PATIENCE)?;
+        Ok(())
+    }
+
+    /// What the operator has asked so far, when it was installed.
+    ///
+    /// # Errors
+    /// The audit log can't be read.
+    pub fn operator_requests(&self) -> Result<Vec<Request>> {
+        audit::read(&self.dir.path().join("audit.log"))
+    }
+
+    /// The operator's process.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn operator_pid(&self) -> Result<i32> {
+        let operator = self.processes.iter().find(|(name, _)| name == PROGRAM);
+        let (_, running) = operator.context("There is no operator")?;
+        Ok(running.pid())
     }
 
     fn spawn_part(&mut self, program: &str, options: &[(&str, String)]) -> Result<()> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use edgevmm_kubevirt::api::{InstanceSpec, InstanceStatus, Phase, VirtualMachineInstance};
 use edgevmm_kubevirt::checks;
 use edgevmm_kubevirt::conditions;
+use edgevmm_kubevirt::guarded::Guarded;
 use edgevmm_kubevirt::pod::{self, Claim, Claims, FINALIZER, PodError};
 use edgevmm_kubevirt::quantity::units;
 use edgevmm_kubevirt::status::{self, PAUSED, SYNCHRONIZED};
@@ -43,7 +44,7 @@ pub async fn run(shared: Shared) {
         .modify(slim)
         .reflect(writer)
         .touched_objects();
-    let instances: Api<VirtualMachineInstance> = Api::all(client.clone());
+    let instances: Api<Guarded<VirtualMachineInstance>> = Api::all(client.clone());
     let controller = Controller::new(instances, watcher::Config::default());
     let store = controller.store();
     let claims: Api<PartialObjectMeta<PersistentVolumeClaim>> = Api::all(client);
@@ -76,11 +77,14 @@ pub async fn run(shared: Shared) {
 
 /// The instances that wait for a claim.
 fn using(
-    instances: &Store<VirtualMachineInstance>,
+    instances: &Store<Guarded<VirtualMachineInstance>>,
     namespace: &str,
     claim: &str,
-) -> Vec<ObjectRef<VirtualMachineInstance>> {
-    let waits = |instance: &VirtualMachineInstance| {
+) -> Vec<ObjectRef<Guarded<VirtualMachineInstance>>> {
+    let waits = |instance: &Guarded<VirtualMachineInstance>| {
+        let Ok(instance) = &instance.0 else {
+            return false;
+        };
         let phase = instance.status.as_ref().and_then(|status| status.phase);
         matches!(phase, None | Some(Phase::Pending))
             && instance.namespace().as_deref() == Some(namespace)
@@ -94,7 +98,7 @@ fn using(
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "as kube calls it")]
-fn retry(instance: Arc<VirtualMachineInstance>, error: &Error, _: Arc<Context>) -> Action {
+fn retry(instance: Arc<Guarded<VirtualMachineInstance>>, error: &Error, _: Arc<Context>) -> Action {
     let cause = match error {
         Error::Api(kube::Error::Api(status)) => Some(status.message.clone()),
         error => std::error::Error::source(error).map(ToString::to_string),
@@ -104,10 +108,26 @@ fn retry(instance: Arc<VirtualMachineInstance>, error: &Error, _: Arc<Context>) 
 }
 
 async fn reconcile(
-    instance: Arc<VirtualMachineInstance>,
+    instance: Arc<Guarded<VirtualMachineInstance>>,
     context: Arc<Context>,
 ) -> Result<Action, Error> {
-    let keeper = Keeper::new(&instance, &context)?;
+    let stand_in;
+    let instance = match &instance.0 {
+        Ok(instance) => instance,
+        Err(unreadable) => {
+            context.shared.tell_unreadable(&*instance, unreadable).await;
+            if unreadable.metadata.deletion_timestamp.is_none() {
+                return Ok(Action::await_change());
+            }
+            // Of one that goes no more than its metadata has to be known.
+            stand_in = VirtualMachineInstance {
+                metadata: unreadable.metadata.clone(),
+                ..VirtualMachineInstance::default()
+            };
+            &stand_in
+        }
+    };
+    let keeper = Keeper::new(instance, &context)?;
     match keeper.keep().await {
         // It was changed meanwhile, of which the watch tells.
         Err(Error::Api(kube::Error::Api(status))) if status.code == 409 => {
@@ -411,7 +431,7 @@ impl<'a> Keeper<'a> {
         let change = patch::of_version(change, self.instance.resource_version().as_deref());
         let params = PatchParams::default();
         self.instances
-            .patch(&self.name(), &params, &Patch::Merge(change))
+            .patch_metadata(&self.name(), &params, &Patch::Merge(change))
             .await?;
         Ok(())
     }

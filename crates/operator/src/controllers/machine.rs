@@ -6,13 +6,14 @@ use std::time::Duration;
 use edgevmm_kubevirt::api::machine::Template;
 use edgevmm_kubevirt::api::{MachineStatus, VirtualMachine, VirtualMachineInstance};
 use edgevmm_kubevirt::checks;
+use edgevmm_kubevirt::guarded::{Guarded, Unreadable};
 use edgevmm_kubevirt::machine::{self, Finalizer};
 use futures_util::StreamExt;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
-use kube::core::ApiResource;
+use kube::core::{ApiResource, PartialObjectMeta};
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::Store;
@@ -25,20 +26,18 @@ use super::{Error, RETRY, Shared, patch};
 
 struct Context {
     shared: Shared,
-    instances: Store<VirtualMachineInstance>,
+    instances: Store<Guarded<VirtualMachineInstance>>,
 }
 
 /// Runs until the process ends.
 pub async fn run(shared: Shared) {
-    let instances: Api<VirtualMachineInstance> = Api::all(shared.client.clone());
+    let instances: Api<Guarded<VirtualMachineInstance>> = Api::all(shared.client.clone());
     let (reader, writer) = reflector::store();
-    let slim = |instance: &mut VirtualMachineInstance| instance.managed_fields_mut().clear();
     let instances = watcher(instances, watcher::Config::default())
         .default_backoff()
-        .modify(slim)
         .reflect(writer)
         .touched_objects();
-    let machines: Api<VirtualMachine> = Api::all(shared.client.clone());
+    let machines: Api<Guarded<VirtualMachine>> = Api::all(shared.client.clone());
     let context = Arc::new(Context {
         shared,
         instances: reader,
@@ -57,14 +56,33 @@ pub async fn run(shared: Shared) {
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "as kube calls it")]
-fn retry(machine: Arc<VirtualMachine>, error: &Error, _: Arc<Context>) -> Action {
+fn retry(machine: Arc<Guarded<VirtualMachine>>, error: &Error, _: Arc<Context>) -> Action {
     let cause = std::error::Error::source(error).map(ToString::to_string);
     warn!(machine = machine.name_any(), %error, cause, "Can't keep a machine");
     Action::requeue(RETRY)
 }
 
-async fn reconcile(machine: Arc<VirtualMachine>, context: Arc<Context>) -> Result<Action, Error> {
-    let keeper = Keeper::new(&machine, &context)?;
+async fn reconcile(
+    machine: Arc<Guarded<VirtualMachine>>,
+    context: Arc<Context>,
+) -> Result<Action, Error> {
+    let stand_in;
+    let machine = match &machine.0 {
+        Ok(machine) => machine,
+        Err(unreadable) => {
+            context.shared.tell_unreadable(&*machine, unreadable).await;
+            if unreadable.metadata.deletion_timestamp.is_none() {
+                return Ok(Action::await_change());
+            }
+            // Of one that goes no more than its metadata has to be known.
+            stand_in = VirtualMachine {
+                metadata: unreadable.metadata.clone(),
+                ..VirtualMachine::default()
+            };
+            &stand_in
+        }
+    };
+    let keeper = Keeper::new(machine, &context)?;
     match keeper.keep().await {
         // It or its instance was changed or is gone meanwhile, of which the watch tells.
         Err(Error::Api(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {
@@ -78,7 +96,7 @@ async fn reconcile(machine: Arc<VirtualMachine>, context: Arc<Context>) -> Resul
 struct Keeper<'a> {
     machine: &'a VirtualMachine,
     context: &'a Context,
-    machines: Api<VirtualMachine>,
+    machines: Api<PartialObjectMeta<VirtualMachine>>,
     instances: Api<VirtualMachineInstance>,
     revisions: Api<ControllerRevision>,
     namespace: String,
@@ -102,7 +120,11 @@ impl<'a> Keeper<'a> {
 
     async fn keep(&self) -> Result<Action, Error> {
         let instance = self.instance().await?;
-        let instance = instance.as_deref();
+        let instance = match instance.as_deref().map(|guarded| &guarded.0) {
+            Some(Err(unreadable)) => return self.with_unreadable(unreadable).await,
+            Some(Ok(instance)) => Some(instance),
+            None => None,
+        };
         let started_with = match instance {
             Some(instance) if !machine::is_of_generation(self.machine, instance) => {
                 self.template_of(instance).await?
@@ -153,7 +175,7 @@ impl<'a> Keeper<'a> {
 
     /// The machine's instance. What the watch has not told of yet may be there, and is asked for where
     /// taking it for gone would lose something.
-    async fn instance(&self) -> Result<Option<Arc<VirtualMachineInstance>>, Error> {
+    async fn instance(&self) -> Result<Option<Arc<Guarded<VirtualMachineInstance>>>, Error> {
         let name = self.machine.name_any();
         let known = self.context.instances.find(|instance| {
             instance.name_any() == name && instance.namespace().as_ref() == Some(&self.namespace)
@@ -169,10 +191,36 @@ impl<'a> Keeper<'a> {
         if !matters {
             return Ok(None);
         }
-        let instance = self.instances.get_opt(&name).await?;
+        let client = self.context.shared.client.clone();
+        let instances: Api<Guarded<VirtualMachineInstance>> =
+            Api::namespaced(client, &self.namespace);
+        let instance = instances.get_opt(&name).await?;
         Ok(instance
             .filter(|instance| self.owns(instance))
             .map(Arc::new))
+    }
+
+    /// The machine has an instance that can't be read, which is let go only.
+    async fn with_unreadable(&self, unreadable: &Unreadable) -> Result<Action, Error> {
+        let stand_in = VirtualMachineInstance {
+            metadata: unreadable.metadata.clone(),
+            ..VirtualMachineInstance::default()
+        };
+        if stand_in.metadata.deletion_timestamp.is_some() {
+            if stand_in
+                .finalizers()
+                .iter()
+                .any(|it| it == machine::FINALIZER)
+            {
+                self.release(&stand_in).await?;
+            }
+        } else if self.machine.metadata.deletion_timestamp.is_some() {
+            self.delete(&stand_in).await?;
+        } else {
+            let note = format!("Its instance can't be read: {unreadable}");
+            self.tell(EventType::Warning, "Unreadable", note).await;
+        }
+        Ok(Action::await_change())
     }
 
     fn owns(&self, object: &impl Resource) -> bool {
@@ -364,7 +412,12 @@ impl<'a> Keeper<'a> {
         };
         let name = self.machine.name_any();
         self.machines
-            .patch_status(&name, &PatchParams::default(), &Patch::Merge(change))
+            .patch_subresource(
+                "status",
+                &name,
+                &PatchParams::default(),
+                &Patch::Merge(change),
+            )
             .await?;
         Ok(())
     }
@@ -373,7 +426,7 @@ impl<'a> Keeper<'a> {
         let change = patch::of_version(change, self.machine.resource_version().as_deref());
         let name = self.machine.name_any();
         self.machines
-            .patch(&name, &PatchParams::default(), &Patch::Merge(change))
+            .patch_metadata(&name, &PatchParams::default(), &Patch::Merge(change))
             .await?;
         Ok(())
     }
@@ -386,7 +439,7 @@ impl<'a> Keeper<'a> {
         let change = patch::of_version(change, instance.resource_version().as_deref());
         let name = instance.name_any();
         self.instances
-            .patch(&name, &PatchParams::default(), &Patch::Merge(change))
+            .patch_metadata(&name, &PatchParams::default(), &Patch::Merge(change))
             .await?;
         Ok(())
     }

@@ -7,6 +7,7 @@ mod patch;
 
 use std::time::Duration;
 
+use edgevmm_kubevirt::guarded::Unreadable;
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Client, Resource};
 use tracing::warn;
@@ -55,5 +56,18 @@ impl Shared {
         if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {
             warn!(%error, reason, "Can't write an event");
         }
+    }
+
+    /// Tells of an object that nothing is done for it, as it can't be read.
+    async fn tell_unreadable<K>(&self, object: &K, unreadable: &Unreadable)
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        let metadata = &unreadable.metadata;
+        let (namespace, name) = (&metadata.namespace, &metadata.name);
+        warn!(kind = %K::kind(&()), namespace, name, "Can't read an object: {unreadable}");
+        let note = format!("It can't be read, so nothing is done for it: {unreadable}");
+        self.tell(object, EventType::Warning, "Unreadable", note)
+            .await;
     }
 }

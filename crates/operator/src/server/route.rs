@@ -100,9 +100,7 @@ async fn dispatch(
         .map(String::as_str)
         .collect();
     match (part.kind, verb, words.as_slice()) {
-        (Kind::Instance, "get", ["console"]) => {
-            streams::console(server, user, part, request).await
-        }
+        (Kind::Instance, "get", ["console"]) => streams::console(server, user, part, request).await,
         (Kind::Instance, _, [word]) if instances::is_verb(verb, word) => {
             instances::act(server, part, request).await
         }
@@ -123,9 +121,7 @@ fn is_there(kind: Kind, words: &[&str]) -> bool {
     match (kind, words) {
         (_, ["portforward", ..]) => true,
         (Kind::Instance, [word]) => {
-            *word == "console"
-                || instances::is_question(word)
-                || instances::is_verb("update", word)
+            *word == "console" || instances::is_question(word) || instances::is_verb("update", word)
         }
         (Kind::Machine, [word]) => ["expand-spec", "start", "stop", "restart"].contains(word),
         _ => false,
