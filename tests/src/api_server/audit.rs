@@ -9,7 +9,7 @@ use serde_json::Value;
 /// What is written: the operator's requests, by name only.
 pub(super) fn policy(user: &str) -> String {
     format!(
-        "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\nrules:\n\
+        "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived, ResponseStarted]\nrules:\n\
          - {{level: Metadata, users: ['{user}']}}\n- {{level: None}}\n"
     )
 }
@@ -31,7 +31,7 @@ pub struct Request {
     pub code: u64,
 }
 
-/// All requests for objects so far. One that lasts, like a watch, counts from its start.
+/// All requests for objects so far. One that lasts, like a watch, is there once it has ended.
 pub(super) fn read(log: &Path) -> Result<Vec<Request>> {
     let text = match fs::read_to_string(log) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
@@ -43,12 +43,7 @@ pub(super) fn read(log: &Path) -> Result<Vec<Request>> {
     let events = events.map(serde_json::from_str::<Value>);
     let mut requests = Vec::new();
     for event in events {
-        let event = event?;
-        let lasts = matches!(event["verb"].as_str(), Some("watch"));
-        let over = event["stage"] != "ResponseStarted";
-        if lasts != over {
-            requests.extend(request(&event));
-        }
+        requests.extend(request(&event?));
     }
     Ok(requests)
 }

@@ -3,6 +3,7 @@
 mod audit;
 pub(crate) mod certificates;
 mod kubelet;
+mod operator;
 
 use std::fs;
 use std::net::TcpListener;
@@ -34,11 +35,6 @@ const GLANCE: Duration = Duration::from_millis(50);
 /// Attempts at a start, as somebody else may take a port that was free.
 const ATTEMPTS: u32 = 3;
 
-/// Where the operator's manifests are told to put it.
-const NAMESPACE: &str = "edgevmm";
-/// Who it is to the cluster.
-const OPERATOR: &str = "system:serviceaccount:edgevmm:edgevmm-operator";
-const PROGRAM: &str = "edgevmm-operator";
 const SERVER: &str = "kube-apiserver";
 
 const RUNTIME_CLASS: &str = "
@@ -110,11 +106,12 @@ impl ApiServer {
         let tokens = format!(
             "admin,admin,1,system:masters\n\
              controllers,system:kube-controller-manager,2,system:masters\n\
-             operator,{OPERATOR},3,system:serviceaccounts\n\
-             user,user,4,users\n"
+             operator,{},3,system:serviceaccounts\n\
+             user,user,4,users\n",
+            operator::USER
         );
         fs::write(dir.path().join("tokens"), tokens)?;
-        fs::write(dir.path().join("audit.yaml"), audit::policy(OPERATOR))?;
+        fs::write(dir.path().join("audit.yaml"), audit::policy(operator::USER))?;
         let runtime = runtime()?;
         let config = dir.path().join("admin.conf");
         let client = runtime.block_on(connect(&config))?;
@@ -232,6 +229,18 @@ impl ApiServer {
         )
     }
 
+    /// Puts something to a path, as parts of machines take it.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub fn put(&self, path: &str, object: &Value) -> Result<()> {
+        let object = serde_json::to_vec(object)?;
+        let request = http::Request::put(path).header("content-type", "application/json");
+        let answer = self.client.request_text(request.body(object)?);
+        let answer = self.runtime.block_on(answer);
+        answer.map(drop).with_context(|| format!("PUT {path}"))
+    }
+
     /// Deletes the object at a path; its finalizers may keep it.
     ///
     /// # Errors
@@ -320,62 +329,6 @@ impl ApiServer {
         self.runtime.block_on(end)
     }
 
-    /// Puts the operator into the cluster as its manifests say, but for where it runs: it is a process
-    /// here, with the rights that the manifests give it. Waits until it serves.
-    ///
-    /// # Errors
-    /// It does not build, start, or come to serve.
-    pub fn install_operator(&mut self) -> Result<()> {
-        let image = ["--image", "local.test/edgevmm-operator:1"];
-        let manifests = Command::new(binary::operator()?)
-            .args(["manifests", "--namespace", NAMESPACE])
-            .args(image)
-            .output()?;
-        ensure!(manifests.status.success(), "{manifests:?}");
-        let listener = TcpListener::bind("127.0.0.1:0")?;
-        self.operator = listener.local_addr()?.port();
-        drop(listener);
-        let manifests = String::from_utf8(manifests.stdout)?;
-        let parts = manifests.split("---\n");
-        let elsewhere = ["kind: Service\n", "kind: Deployment\n"];
-        let parts = parts.filter(|part| !elsewhere.iter().any(|kind| part.contains(kind)));
-        let parts: Vec<_> = parts.collect();
-        let manifests = parts.join("---\n");
-        let port = format!("port: {}}}", self.operator);
-        self.apply(&manifests.replace("port: 443}", &port))?;
-        self.kubectl(["wait", "--for=condition=established", "crd", "--all"])?
-            .expect_code(0)?;
-        self.route(NAMESPACE, PROGRAM)?;
-        self.resume_operator()
-    }
-
-    /// Starts the operator that was installed, and waits until it serves.
-    ///
-    /// # Errors
-    /// It does not start, or come to serve.
-    pub fn resume_operator(&mut self) -> Result<()> {
-        let listen = format!("--listen=127.0.0.1:{}", self.operator);
-        let namespace = format!("--namespace={NAMESPACE}");
-        let mut command = Command::new(binary::operator()?);
-        command.args(["run", &listen, &namespace]);
-        command.env("KUBECONFIG", self.path("operator.conf"));
-        self.spawn(PROGRAM, &command)?;
-        let deadline = Instant::now() + PATIENCE;
-        while let Err(error) = self.get("/apis/subresources.kubevirt.io/v1/version") {
-            if Instant::now() > deadline {
-                return Err(error.context("The operator does not come to serve"));
-            }
-            thread::sleep(GLANCE);
-        }
-        Ok(())
-    }
-
-    /// Where the operator listens that was installed.
-    #[must_use]
-    pub fn operator_address(&self) -> (&'static str, u16) {
-        ("127.0.0.1", self.operator)
-    }
-
     /// Starts the operator against this server, which ends with it.
     ///
     /// # Errors
@@ -383,7 +336,7 @@ impl ApiServer {
     pub fn start_operator(&mut self, arguments: &[&str]) -> Result<()> {
         let mut command = Command::new(binary::operator()?);
         command.args(arguments).env("KUBECONFIG", self.kubeconfig());
-        self.spawn(PROGRAM, &command)
+        self.spawn(operator::PROGRAM, &command)
     }
 
     fn start_etcd(&mut self, port: u16, peers: u16) -> Result<()> {
@@ -442,14 +395,6 @@ impl ApiServer {
         self.stop(SERVER)
     }
 
-    /// Ends the operator at once.
-    ///
-    /// # Errors
-    /// It does not run, or end.
-    pub fn stop_operator(&mut self) -> Result<()> {
-        self.stop(PROGRAM)
-    }
-
     fn stop(&mut self, program: &str) -> Result<()> {
         let place = self.processes.iter().position(|(name, _)| name == program);
         let place = place.with_context(|| format!("There is no {program}"))?;
@@ -457,24 +402,6 @@ impl ApiServer {
         running.signal(nix::libc::SIGKILL)?;
         running.wait(PATIENCE)?;
         Ok(())
-    }
-
-    /// What the operator has asked so far, when it was installed.
-    ///
-    /// # Errors
-    /// The audit log can't be read.
-    pub fn operator_requests(&self) -> Result<Vec<Request>> {
-        audit::read(&self.dir.path().join("audit.log"))
-    }
-
-    /// The operator's process.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn operator_pid(&self) -> Result<i32> {
-        let operator = self.processes.iter().find(|(name, _)| name == PROGRAM);
-        let (_, running) = operator.context("There is no operator")?;
-        Ok(running.pid())
     }
 
     fn spawn_part(&mut self, program: &str, options: &[(&str, String)]) -> Result<()> {
