@@ -64,7 +64,10 @@ fn machine() -> Value {
         "apiVersion": "kubevirt.io/v1",
         "kind": "VirtualMachine",
         "metadata": { "name": "kept" },
-        "spec": { "runStrategy": "Always", "template": { "spec": {
+        "spec": { "runStrategy": "Always", "template": {
+            "metadata": { "annotations": { "tests.edgevmm.io/fate": "linger" } },
+            "spec": {
+            "terminationGracePeriodSeconds": 600,
             "domain": {
                 "memory": { "guest": "64Mi" },
                 "devices": { "disks": [{ "name": "system", "disk": { "bus": "virtio" } }] },
@@ -99,10 +102,20 @@ fn live(server: &ApiServer) -> Result<()> {
     ensure!(server.put(&pause, &json!({})).is_err());
     let restart = format!("{PARTS}/virtualmachines/kept/restart");
     server.put(&restart, &json!({ "gracePeriodSeconds": 0 }))?;
-    server.wait_for(&instance, "another one", |now| {
+    let second = server.wait_for(&instance, "another one", |now| {
         runs(now) && now["metadata"]["uid"] != first["metadata"]["uid"]
     })?;
-    server.put(&format!("{PARTS}/virtualmachines/kept/stop"), &json!({}))?;
+    ensure!(
+        second["spec"]["terminationGracePeriodSeconds"] == 600,
+        "It is hurried, too"
+    );
+    let stop = format!("{PARTS}/virtualmachines/kept/stop");
+    server.put(&stop, &json!({}))?;
+    server.wait_for(&instance, "ending", |now| {
+        now["metadata"]["deletionTimestamp"].is_string()
+    })?;
+    // It would take ten minutes, unless it is told to be quicker.
+    server.put(&stop, &json!({ "gracePeriod": 0 }))?;
     server.wait_until_gone(&instance)?;
     server.delete(&path)?;
     server.wait_until_gone(&path)

@@ -22,7 +22,7 @@ const NODE: &str = "node1";
 /// A node without containers: it takes every pod and says that it runs, until it is deleted.
 ///
 /// A pod's annotation `tests.edgevmm.io/fate` may say otherwise: `wait`, and nobody takes it; `fail`,
-/// and it fails before it runs. Dropping it ends it.
+/// and it fails before it runs; `linger`, and it needs more than a second to end. Dropping it ends it.
 #[derive(Debug)]
 pub struct FakeKubelet {
     stop: Option<oneshot::Sender<()>>,
@@ -98,14 +98,18 @@ async fn settle(client: &Client, pod: Pod, number: &mut u8) -> Result<()> {
 async fn step(client: &Client, pod: Pod, number: &mut u8) -> kube::Result<()> {
     let name = pod.name_any();
     let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
-    if pod.metadata.deletion_timestamp.is_some() {
-        let at_once = DeleteParams::default().grace_period(0);
-        return pods.delete(&name, &at_once).await.map(drop);
-    }
     let fate = pod
         .annotations()
         .get("tests.edgevmm.io/fate")
         .map(String::as_str);
+    if pod.metadata.deletion_timestamp.is_some() {
+        let seconds = pod.metadata.deletion_grace_period_seconds;
+        if fate == Some("linger") && seconds > Some(1) {
+            return Ok(());
+        }
+        let at_once = DeleteParams::default().grace_period(0);
+        return pods.delete(&name, &at_once).await.map(drop);
+    }
     let bound = pod
         .spec
         .as_ref()

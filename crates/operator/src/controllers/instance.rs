@@ -324,14 +324,16 @@ impl<'a> Keeper<'a> {
                 .patch(json!({"metadata": {"finalizers": finalizers}}))
                 .await;
         };
-        if pod.metadata.deletion_timestamp.is_none() {
-            self.tell(
-                EventType::Normal,
-                "ShuttingDown",
-                "Signaled graceful shutdown",
-            )
-            .await;
-            let seconds = pod::grace_period(&self.instance.spec);
+        let begins = pod.metadata.deletion_timestamp.is_none();
+        let seconds = pod::grace_period(&self.instance.spec);
+        // It may have been shortened meanwhile.
+        let given = pod.metadata.deletion_grace_period_seconds;
+        let hurries = given.is_some_and(|given| seconds < given);
+        if begins {
+            let note = "Signaled graceful shutdown";
+            self.tell(EventType::Normal, "ShuttingDown", note).await;
+        }
+        if begins || hurries {
             let params = DeleteParams {
                 grace_period_seconds: seconds.try_into().ok(),
                 ..DeleteParams::default()

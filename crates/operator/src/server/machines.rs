@@ -123,12 +123,14 @@ impl Pair {
             }
             RunStrategy::Manual | RunStrategy::RerunOnFailure => {
                 let live = self.live().ok_or_else(not_running)?;
+                if live.metadata.deletion_timestamp.is_some() && is_shorter(grace, live) {
+                    return Ok(None);
+                }
                 self.request(stop_request(live)).map(Some)
             }
             RunStrategy::Halted => {
                 let live = self.live().ok_or_else(not_running)?;
-                let now = live.spec.termination_grace_period_seconds.unwrap_or(GRACE);
-                if grace.is_none_or(|grace| grace >= now) {
+                if !is_shorter(grace, live) {
                     return Err(Refusal::conflict(
                         "Halted only supports manual stop requests with a shorter graceperiod",
                     ));
@@ -200,6 +202,12 @@ fn underway() -> Refusal {
     Refusal::conflict("unable to complete request: stop/start already underway")
 }
 
+/// Whether it is shorter than what the instance has.
+fn is_shorter(grace: Option<i64>, instance: &VirtualMachineInstance) -> bool {
+    let now = instance.spec.termination_grace_period_seconds;
+    grace.is_some_and(|grace| grace < now.unwrap_or(GRACE))
+}
+
 fn has_failed(instance: &VirtualMachineInstance) -> bool {
     instances::phase(instance) == edgevmm_kubevirt::api::Phase::Failed
 }
@@ -259,7 +267,7 @@ pub async fn stop(
     }
     change(server, part, &options, |pair| match pair.stop(grace) {
         // Its own grace period has just been written.
-        Err(_) if grace.is_some() && pair.strategy() == RunStrategy::Halted => Ok(None),
+        Err(_) if grace.is_some() => Ok(None),
         stop => stop,
     })
     .await
@@ -281,15 +289,15 @@ pub async fn restart(
             "gracePeriodSeconds can be 0 only, to restart by force",
         ));
     }
-    let answer = change(server, part, &options, |pair| pair.restart().map(Some)).await?;
     if grace.is_some() {
+        // Before another instance can have taken its place.
         let pair = Pair::get(server, part).await?;
+        pair.restart()?;
         if let Some(live) = pair.live() {
-            // As soon as can be: none at all would look like none given.
             hurry(server, live, 1, &options.params()?).await?;
         }
     }
-    Ok(answer)
+    change(server, part, &options, |pair| pair.restart().map(Some)).await
 }
 
 async fn change(
