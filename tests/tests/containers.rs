@@ -7,6 +7,7 @@ use edgevmm_e2e::{Command, Containerd, Guest, Host, Image, Limit, Node, as_root,
 
 const MINI: &str = "local.test/mini:1";
 const KERNEL: &str = "local.test/kernel:1";
+const SATA: &str = "local.test/sata:1";
 const MEMORY: [&str; 2] = ["--memory-limit", "268435456"];
 
 /// A folder with these files of this machine.
@@ -155,6 +156,39 @@ fn a_container_is_a_machine_under_older_and_newer_containerds() -> Result<()> {
     })
 }
 
+/// A stock kernel without virtio drivers. What firmware would try first boots, too.
+#[test]
+fn a_guest_has_each_disk_as_its_entry_says() -> Result<()> {
+    let images = image(Image::Sata)?;
+    as_root(|host| {
+        let node = Node::start(host, Containerd::Current)?;
+        let (disk, disc) = (images.sata("sata.raw"), images.sata("grub-rescue.iso"));
+        let files = [(&*disk, "disk/sata.raw"), (&*disc, "disk/rescue.iso")];
+        node.import(&folder(host, &files)?, SATA)?;
+        let annotations = [
+            "edgevmm.io/firmware=bios",
+            "edgevmm.io/cpus=2,sockets=2",
+            "edgevmm.io/disks=/disk/rescue.iso,kind=cdrom\n\
+             containerDisk,bus=sata,bootindex=1,serial=LEGACY-1",
+        ];
+        let annotations = annotations.iter().flat_map(|it| ["--annotation", it]);
+        let options = ["--rm"].into_iter().chain(MEMORY).chain(annotations);
+        let run = node.ctr_run(&options.collect::<Vec<_>>(), SATA, "vm");
+        let mut guest = Guest::of(host, &run)?;
+        let report = guest.expect_mini()?;
+        ensure!(report.contains("root=/dev/sda1"), "It says {report}");
+        let disc = host.sha256(&host.shared(&disc)?)?;
+        ensure!(guest.sh("sha256sum < /dev/sr0")?.starts_with(&disc));
+        let serial = guest.sh("tr -cd A-Z0-9- < /sys/block/sda/device/vpd_pg80")?;
+        ensure!(serial == "LEGACY-1", "Its serial number is {serial}");
+        let package = "/sys/devices/system/cpu/cpu1/topology/physical_package_id";
+        ensure!(guest.sh(&format!("cat {package}"))? == "1");
+        guest.type_in("sync; poweroff -f\n")?;
+        guest.end(Limit::Boot)?.expect_code(0)?;
+        node.expect_clean()
+    })
+}
+
 #[test]
 fn what_cannot_be_a_machine_is_refused_with_a_reason() -> Result<()> {
     as_root(|host| {
@@ -179,6 +213,10 @@ fn what_cannot_be_a_machine_is_refused_with_a_reason() -> Result<()> {
         refused(
             &["--annotation", "edgevmm.io/colour=red"],
             "edgevmm.io/colour",
+        )?;
+        refused(
+            &["--annotation", "edgevmm.io/disks=/disk/a.qcow2\nroot"],
+            "`root`",
         )
     })
 }
