@@ -4,9 +4,9 @@ use anyhow::{Context, Result, ensure};
 use xtask::pods::Containerd;
 
 use crate::command::{Command, Output};
+use crate::daemon::Daemon;
 use crate::host::Host;
 use crate::prepare;
-use crate::process::Process;
 
 /// Makes an archive that containerd imports: arguments are folder of the content, name, archive, and
 /// the program to run as a JSON list.
@@ -40,28 +40,6 @@ const ALONE: &str = r#"
 enable_tls_streaming = false
 "#;
 
-/// The part of it for a kubelet. It may not lower a process's score for lack of memory in a lab.
-fn for_kubelet(plugins: &str, networks: &str) -> String {
-    format!(
-        r#"
-[plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "{SANDBOX_IMAGE}"
-[plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "{plugins}"
-conf_dir = "{networks}"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-runtime_type = "io.containerd.runc.v2"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.edgevmm]
-runtime_type = "io.containerd.edgevmm.v1"
-pod_annotations = ["edgevmm.io/*"]
-container_annotations = ["edgevmm.io/*"]
-"#
-    )
-}
-
-/// What containers are made of that only keep a pod's namespaces.
-pub(crate) const SANDBOX_IMAGE: &str = "local.test/sandbox:1";
-
 /// A command that tries another one for a minute until it succeeds.
 pub(crate) fn wait_for(command: &Command) -> Command {
     let script = r#"for i in $(seq 300); do "$@" > /dev/null 2>&1 && exit; sleep 0.2; done; "$@""#;
@@ -70,14 +48,15 @@ pub(crate) fn wait_for(command: &Command) -> Command {
         .wrapping(command)
 }
 
-/// A containerd that runs on a host, with the shim on its path. Dropping it ends it.
+/// A containerd that runs on a host, with the shim on its path. Dropping it ends it, unless it is a
+/// cluster's.
 #[derive(Debug)]
 pub struct Node<'h> {
     host: &'h Host,
     bin: String,
-    path: String,
-    namespace: String,
-    process: Option<Process<'h>>,
+    namespace: &'static str,
+    daemon: Daemon<'h>,
+    is_ours: bool,
 }
 
 impl<'h> Node<'h> {
@@ -86,28 +65,22 @@ impl<'h> Node<'h> {
     /// # Errors
     /// It can't be had, or does not answer.
     pub fn start(host: &'h Host, which: Containerd) -> Result<Self> {
-        Self::with(host, which, ALONE, "default")
-    }
-
-    /// Starts a containerd as a kubelet needs it.
-    pub(crate) fn for_kubelet(host: &'h Host, which: Containerd) -> Result<Self> {
-        let plugins = host.shared(&prepare::pods()?.plugins())?;
-        let networks = host.path("networks");
-        let mut config = for_kubelet(&plugins, &networks);
-        if host.is_this_machine() {
-            // Here it may be forbidden to lower the score of a process.
-            config = config.replace(
-                "sandbox_image",
-                "restrict_oom_score_adj = true\nsandbox_image",
-            );
-        }
-        Self::with(host, which, &config, "k8s.io")
-    }
-
-    fn with(host: &'h Host, which: Containerd, config: &str, namespace: &str) -> Result<Self> {
         let pods = prepare::pods()?;
         let bin = host.shared(&pods.containerd(which))?;
         let runc = host.shared(&pods.runc())?;
+        let mut node = Self::at(host, &bin, &runc, "default");
+        node.is_ours = true;
+        node.configure(ALONE)?;
+        node.run()?;
+        Ok(node)
+    }
+
+    /// One for a kubelet, whose programs were copied to the host; it may run already.
+    pub(crate) fn for_kubelet(host: &'h Host) -> Self {
+        Self::at(host, &host.path("containerd"), &host.path("runc"), "k8s.io")
+    }
+
+    fn at(host: &'h Host, bin: &str, runc: &str, namespace: &'static str) -> Self {
         let system = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
         // That runc is for the lab's C library; on this machine its own goes before.
         let path = if host.is_this_machine() {
@@ -115,43 +88,53 @@ impl<'h> Node<'h> {
         } else {
             format!("{}:{bin}:{runc}:{system}", host.programs())
         };
-        let mut node = Self {
+        let containerd = Command::new(format!("{bin}/containerd"))
+            .args(["--config", &host.path("node.toml")])
+            .env("PATH", path);
+        Self {
             host,
-            bin,
-            path,
-            namespace: namespace.to_owned(),
-            process: None,
-        };
-        let dir = host.path("node");
+            bin: bin.to_owned(),
+            namespace,
+            daemon: Daemon::new(host, "containerd", containerd),
+            is_ours: false,
+        }
+    }
+
+    /// Writes its configuration, with more than where its files are.
+    pub(crate) fn configure(&self, config: &str) -> Result<()> {
+        let dir = self.host.path("node");
         let common = format!(
             "version = 2\nroot = \"{dir}/root\"\nstate = \"{dir}/state\"\n\
              [grpc]\naddress = \"{dir}/sock\"\n\
              [plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{dir}/opt\"\n"
         );
-        host.write("node.toml", &format!("{common}{config}"))?;
-        node.run_containerd()?;
-        Ok(node)
+        self.host.write("node.toml", &format!("{common}{config}"))?;
+        Ok(())
     }
 
     /// Kills containerd, and starts it again.
     ///
     /// # Errors
     /// It does not answer.
-    pub fn restart(&mut self) -> Result<()> {
-        if let Some(process) = self.process.take() {
-            process.signal(9)?;
-            let _ = process.wait(self.host.limit(crate::Limit::Command));
-        }
-        self.run_containerd()
+    pub fn restart(&self) -> Result<()> {
+        self.daemon.end("KILL")?;
+        self.run()
     }
 
-    fn run_containerd(&mut self) -> Result<()> {
-        let config = self.host.path("node.toml");
-        let containerd = Command::new(format!("{}/containerd", self.bin));
-        let containerd = containerd
-            .args(["--config", &config])
-            .env("PATH", &*self.path);
-        self.process = Some(self.host.spawn(&containerd)?);
+    /// Kills containerd.
+    ///
+    /// # Errors
+    /// It goes on.
+    pub fn kill(&self) -> Result<()> {
+        self.daemon.end("KILL")
+    }
+
+    /// Starts containerd, which was killed.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn run(&self) -> Result<()> {
+        self.daemon.start()?;
         let wait = wait_for(&self.ctr(["version"]));
         self.host.ok(&wait).context("containerd does not answer")?;
         Ok(())
@@ -162,7 +145,7 @@ impl<'h> Node<'h> {
     pub fn ctr<S: Into<String>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         Command::new(format!("{}/ctr", self.bin))
             .args(["--address", &self.host.path("node/sock")])
-            .args(["--namespace", &self.namespace])
+            .args(["--namespace", self.namespace])
             .args(arguments)
     }
 
@@ -199,10 +182,24 @@ impl<'h> Node<'h> {
     /// # Errors
     /// It has none.
     pub fn state(&self, name: &str) -> Result<String> {
+        Ok(self.task(name)?[2].clone())
+    }
+
+    /// What `ctr` tells of a task: its container, process ID and state.
+    fn task(&self, name: &str) -> Result<[String; 3]> {
         let tasks = self.host.ok(&self.ctr(["tasks", "ls"]))?;
         let line = tasks.lines().find(|line| line.starts_with(name));
-        let state = line.and_then(|line| line.split_whitespace().nth(2));
-        Ok(state.context("There is no such task")?.to_owned())
+        let words = line.context("There is no such task")?.split_whitespace();
+        let words: Vec<_> = words.map(str::to_owned).collect();
+        words.try_into().ok().context("ctr says something else")
+    }
+
+    /// The process ID of a container's task.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn pid(&self, name: &str) -> Result<String> {
+        Ok(self.task(name)?[1].clone())
     }
 
     /// Waits for a task's end, removes it, and gives what that says, such as an exit code that is
@@ -233,8 +230,8 @@ impl<'h> Node<'h> {
 
 impl Drop for Node<'_> {
     fn drop(&mut self) {
-        if let Some(process) = &self.process {
-            let _ = process.signal(15);
+        if self.is_ours {
+            let _ = self.daemon.end("TERM");
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 use xtask::kvm::{KvmVerdict, host_kvm_runs_stock_kernels};
-use xtask::lab::{self, Lab, Machine, Options, TimedOut};
+use xtask::lab::{self, Lab, Machine, Options, Snapshot, TimedOut};
 
 use crate::command::{Command, Output, TERMINAL};
 use crate::process::Process;
@@ -85,29 +85,70 @@ impl Host {
 
     /// A lab, whatever this machine's KVM can do.
     pub(crate) fn lab(machine: &Machine) -> Result<Self> {
-        let binary = binary::edgevmm()?;
+        let machine = machine.clone();
+        let host = Self::start_lab(&Options {
+            machine,
+            ..Options::default()
+        })?;
+        host.put_programs()?;
+        Ok(host)
+    }
+
+    /// A lab as it was saved.
+    pub(crate) fn resumed(machine: &Machine, snapshot: &Path) -> Result<Self> {
+        let host = Self::start_lab(&Options {
+            machine: machine.clone(),
+            snapshot: Snapshot::Of(snapshot.to_owned()),
+            ..Options::default()
+        })?;
+        host.put_programs()?;
+        Ok(host)
+    }
+
+    /// Has `prepare` make of a lab what is then saved. It gets no `edgevmm`.
+    pub(crate) fn save(
+        machine: &Machine,
+        snapshot: &Path,
+        prepare: impl FnOnce(&Self) -> Result<()>,
+    ) -> Result<()> {
+        let host = Self::start_lab(&Options {
+            machine: machine.clone(),
+            snapshot: Snapshot::New(snapshot.to_owned()),
+            ..Options::default()
+        })?;
+        if let Err(error) = prepare(&host) {
+            host.print_machines();
+            return Err(error);
+        }
+        match host.place {
+            Place::Lab(ref lab, _) => lab.save(snapshot),
+            Place::Native(_) => Ok(()),
+        }
+    }
+
+    fn start_lab(options: &Options) -> Result<Self> {
         prepare::lab()?;
         let slot = Slot::take()?;
-        let options = Options {
-            machine: machine.clone(),
-            ..Options::default()
-        };
-        let lab = Lab::start_with(&options)?;
-        let edgevmm = format!("{LAB_DIR}/edgevmm");
-        lab.put(&binary, &edgevmm)?;
-        for beside in [binary::FIRMWARE, binary::SHIM] {
-            let file = binary.with_file_name(beside);
-            if file.exists() {
-                lab.put(&file, &format!("{LAB_DIR}/{beside}"))?;
-            }
-        }
+        let lab = Lab::start_with(options)?;
         let host = Self {
             place: Place::Lab(lab, slot),
             dir: LAB_DIR.to_owned(),
-            edgevmm,
+            edgevmm: format!("{LAB_DIR}/edgevmm"),
         };
-        host.ok(&Command::new("mkdir").args([host.path("run")]))?;
+        host.ok(&Command::new("mkdir").args(["-p", &host.path("run")]))?;
         Ok(host)
+    }
+
+    fn put_programs(&self) -> Result<()> {
+        let binary = binary::edgevmm()?;
+        self.copy(&binary, "edgevmm")?;
+        for beside in [binary::FIRMWARE, binary::SHIM] {
+            let file = binary.with_file_name(beside);
+            if file.exists() {
+                self.copy(&file, beside)?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether it is this machine.
@@ -161,6 +202,15 @@ impl Host {
             Place::Lab(lab, _) => lab.write(&to, content)?,
         }
         Ok(to)
+    }
+
+    /// As [`Host::write`], for what is no text.
+    pub(crate) fn write_bytes(&self, name: &str, content: Vec<u8>) -> Result<()> {
+        let to = self.path(name);
+        match &self.place {
+            Place::Native(_) => Ok(fs::write(to, content)?),
+            Place::Lab(lab, _) => lab.write(&to, content),
+        }
     }
 
     /// The path of a busybox with all applets.

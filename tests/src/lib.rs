@@ -11,6 +11,7 @@ mod binary;
 mod cluster;
 mod command;
 mod containerd;
+mod daemon;
 mod guest;
 mod host;
 mod native;
@@ -63,17 +64,22 @@ pub fn on_big_host(memory_mib: u32, test: impl Fn(&Host) -> Result<()>) -> Resul
     retried(|| Host::start_with(&machine), test)
 }
 
-/// As [`on_host`], but always in a lab, with so many MiB of RAM; for tests that change the whole
-/// system that they run on.
+/// Runs a test of a Kubernetes of its own, in a lab; none where there are no programs for it.
 ///
 /// # Errors
 /// As [`on_host`].
-pub fn in_lab(memory_mib: u32, test: impl Fn(&Host) -> Result<()>) -> Result<()> {
-    let machine = Machine {
-        memory_mib,
-        ..Machine::default()
+pub fn in_cluster(test: impl Fn(&Cluster<'_>) -> Result<()>) -> Result<()> {
+    let Some(saved) = cluster::saved()? else {
+        eprintln!("Skipped: this distribution has no sources of Kubernetes");
+        return Ok(());
     };
-    retried(|| Host::lab(&machine), test)
+    retried(
+        || Host::resumed(&cluster::MACHINE, &saved.snapshot),
+        |host| {
+            let cluster = Cluster::on(host);
+            test(&cluster).inspect_err(|_| cluster.report())
+        },
+    )
 }
 
 /// Runs a test on this machine, whatever its KVM can do; for tests that start no guest.

@@ -31,7 +31,7 @@ fn expect_in_file(host: &Host, file: &str, text: &str) -> Result<()> {
 }
 
 fn lives_and_ends(host: &Host, which: Containerd) -> Result<()> {
-    let mut node = Node::start(host, which)?;
+    let node = Node::start(host, which)?;
     let disk = image(Image::Mini)?.mini_qcow2();
     node.import(&folder(host, &[(&disk, "disk/mini.qcow2")])?, MINI)?;
     let console = host.path("console");

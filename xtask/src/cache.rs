@@ -110,6 +110,14 @@ pub fn is_fresh(dir: &Path, recipe: u64) -> bool {
     fs::read_to_string(dir.join(STAMP)).is_ok_and(|stamp| stamp == format!("{recipe:016x}"))
 }
 
+/// The recipe of the built directory that `path` is in, for what is made of it.
+#[must_use]
+pub fn stamp(path: &Path) -> Option<String> {
+    let dirs = path.ancestors().map(|dir| dir.join(STAMP));
+    dirs.into_iter()
+        .find_map(|file| fs::read_to_string(file).ok())
+}
+
 /// Makes sure `dir` was built by `recipe`: when it was not, `build` fills a new directory that then
 /// takes its place. The caller holds the exclusive lock.
 ///

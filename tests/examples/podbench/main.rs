@@ -7,11 +7,11 @@ mod starts;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use edgevmm_e2e::{Cluster, Command, Containerd, Host, on_this_machine};
+use edgevmm_e2e::{Cluster, Command, Host, on_this_machine};
 use xtask::bench::pods::{Measured, PROGRESS, Plan, RESULT, Then, elf};
 
 use cost::Kind;
-use starts::{BUSYBOX, PAYLOAD, Pod};
+use starts::{PAYLOAD, Pod};
 
 /// Machines that are started at a time to see what they cost together.
 const BATCH: usize = 10;
@@ -24,7 +24,7 @@ fn main() -> Result<()> {
     on_this_machine(|host| {
         let mut measured = Measured::default();
         progress("starting Kubernetes");
-        let Some(cluster) = Cluster::start(host, Containerd::New)? else {
+        let Some(cluster) = Cluster::start(host)? else {
             anyhow::bail!("This distribution has no sources of Kubernetes");
         };
         prepare(host, &cluster, &mut measured)?;
@@ -43,9 +43,6 @@ fn prepare(host: &Host, cluster: &Cluster<'_>, measured: &mut Measured) -> Resul
     std::fs::create_dir_all(host.path("payload/boot"))?;
     std::fs::write(host.path("payload/boot/payload"), elf(Then::Halt))?;
     cluster.node.import(&host.path("payload"), PAYLOAD)?;
-    let busybox = ["/bin/busybox"];
-    let node = &cluster.node;
-    node.import_program(&host.path("sandbox"), BUSYBOX, &busybox)?;
     let class = host.ok(&host.edgevmm(["install", "--runtime-class"]))?;
     host.ok(&cluster.kubectl(["delete", "runtimeclass", "edgevmm"]))?;
     cluster.apply(&class)?;

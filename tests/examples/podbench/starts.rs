@@ -12,7 +12,7 @@ use xtask::bench::pods::Starts;
 /// The image with the machine's payload.
 pub(crate) const PAYLOAD: &str = "local.test/payload:1";
 /// The image of ordinary containers.
-pub(crate) const BUSYBOX: &str = "local.test/busybox:1";
+const BUSYBOX: &str = "local.test/busybox:1";
 
 /// Guests' RAM in MiB.
 pub(crate) const RAM_MIB: u64 = 64;

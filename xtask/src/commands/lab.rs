@@ -154,6 +154,7 @@ impl RunArgs {
         let lab = Lab::start_with(&Options {
             machine,
             share: self.share,
+            ..Options::default()
         })?;
         for (from, to) in &self.put {
             lab.put(Path::new(from), to)?;

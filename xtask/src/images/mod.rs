@@ -7,6 +7,7 @@ mod firmware;
 mod guest;
 mod kernel;
 mod mini;
+mod pod;
 mod sata;
 mod shape;
 
@@ -21,6 +22,7 @@ use crate::packages::{Mirror, Tools};
 use crate::progress::step;
 
 pub use guest::{GuestFiles, ROOT as GUEST_ROOT};
+pub use pod::{POD_INIT, pod_initrd};
 pub use shape::{KernelKind, RootFs, Shape, Table};
 
 /// One kind of test image.

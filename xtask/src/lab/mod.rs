@@ -47,6 +47,10 @@ const ANSWER_TIMEOUTS: [Duration; 3] = [
     Duration::from_secs(240),
 ];
 
+/// The files of a snapshot: L1's RAM, and its devices' state.
+const RAM: &str = "ram";
+const STATE: &str = "state";
+
 /// What a lab is started with.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -54,6 +58,20 @@ pub struct Options {
     pub machine: Machine,
     /// The directory L1 sees at `/share`; by default one in the lab's directory.
     pub share: Option<PathBuf>,
+    /// Which saved L1 it is.
+    pub snapshot: Snapshot,
+}
+
+/// What a [`Lab`] has to do with snapshots, which are directories.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Snapshot {
+    /// The lab's own, which has nothing but the booted system, where L1 has the default shape.
+    #[default]
+    Lab,
+    /// One made by [`Lab::save`] of an L1 with the same shape.
+    Of(PathBuf),
+    /// Boots cold, so that [`Lab::save`] can make one in this directory.
+    New(PathBuf),
 }
 
 /// A command for L1, built like [`std::process::Command`].
@@ -181,16 +199,18 @@ impl Lab {
         );
         let share = options.share.clone().unwrap_or_else(|| layout.share());
         let share = std::path::absolute(share)?;
-        let (vm, client) = if options.machine == Machine::default() {
-            boot(|timeout| resume(&layout, &share, timeout))?
-        } else {
-            boot(|timeout| {
-                let vm = Vm::spawn(&layout, &options.machine, Start::Cold, &share)?;
-                let client =
-                    Client::connect(vm.connect("agent")?, true, timeout, || !vm.has_ended());
-                Ok((vm, client))
-            })?
-        };
+        let machine = &options.machine;
+        let (vm, client) = boot(|timeout| match &options.snapshot {
+            Snapshot::Lab if *machine == Machine::default() => {
+                resume(&layout, machine, &layout.snapshot(), &share, timeout)
+            }
+            Snapshot::Of(snapshot) => resume(&layout, machine, snapshot, &share, timeout),
+            Snapshot::Lab => cold(&layout, machine, Start::Cold, &share, timeout),
+            Snapshot::New(dir) => {
+                let ram = dir.join(RAM);
+                cold(&layout, machine, Start::Recorded(&ram), &share, timeout)
+            }
+        })?;
         Ok(Self { client, vm })
     }
 
@@ -269,6 +289,20 @@ impl Lab {
         std::fs::write(to, output.stdout).with_context(|| format!("Cannot write {}", to.display()))
     }
 
+    /// Halts it for good and completes the snapshot that it was started for ([`Snapshot::New`]),
+    /// which goes on from here. Nothing in L1 may use `/host` or `/share` any more; all else may run.
+    ///
+    /// # Errors
+    /// It was not started for that, something uses these, or L1 ends.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        ensure!(dir.join(RAM).exists(), "The machine can't be saved there");
+        let settle =
+            "umount /host /share && sync && echo 3 > /proc/sys/vm/drop_caches && sleep 0.5";
+        let output = self.run(&Command::script(settle).timeout(Duration::from_secs(60)))?;
+        ensure!(output.success(), "L1 can't be saved: {}", output.stderr);
+        qemu::save(&mut self.vm.qmp()?, &dir.join(STATE))
+    }
+
     fn copy(&self, script: &str, from: &str, to: &str) -> Result<()> {
         let output = self.run(&Command::new("sh").args(["-c", script, "sh", from, to]))?;
         if output.success() {
@@ -309,16 +343,27 @@ fn boot(start: impl Fn(Duration) -> Result<Started>) -> Result<(Vm, Arc<Client>)
     bail!("L1 was never started")
 }
 
-fn resume(layout: &Layout, share: &Path, timeout: Duration) -> Result<Started> {
-    let snapshot = layout.snapshot();
-    let vm = Vm::spawn(
-        layout,
-        &Machine::default(),
-        Start::Resumed(&snapshot),
-        share,
-    )?;
-    qemu::resume(&mut vm.qmp()?, &snapshot.join("state"))?;
-    let stream = vm.connect("agent")?;
-    let client = Client::connect(stream, true, timeout, || !vm.has_ended());
+fn cold(
+    layout: &Layout,
+    machine: &Machine,
+    start: Start<'_>,
+    share: &Path,
+    timeout: Duration,
+) -> Result<Started> {
+    let vm = Vm::spawn(layout, machine, start, share)?;
+    let client = Client::connect(vm.connect("agent")?, true, timeout, || !vm.has_ended());
+    Ok((vm, client))
+}
+
+fn resume(
+    layout: &Layout,
+    machine: &Machine,
+    snapshot: &Path,
+    share: &Path,
+    timeout: Duration,
+) -> Result<Started> {
+    let vm = Vm::spawn(layout, machine, Start::Resumed(snapshot), share)?;
+    qemu::resume(&mut vm.qmp()?, &snapshot.join(STATE))?;
+    let client = Client::connect(vm.connect("agent")?, true, timeout, || !vm.has_ended());
     Ok((vm, client))
 }

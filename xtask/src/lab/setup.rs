@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use super::client::Client;
 use super::protocol::Spawn;
 use super::qemu::{self, Machine, Start, Vm};
-use super::{boot, patch, root};
+use super::{RAM, STATE, boot, patch, root};
 use crate::cache::{self, DirLock};
 use crate::kernel::Kernel;
 use crate::packages::{self, Apt, Mirror, Tools};
@@ -70,6 +70,12 @@ impl Layout {
     #[must_use]
     pub fn share(&self) -> PathBuf {
         self.dir.join("share")
+    }
+
+    /// Stands for all that a machine of this lab has, for who makes snapshots of such machines.
+    #[must_use]
+    pub fn stamp(&self) -> Option<String> {
+        cache::stamp(&self.snapshot())
     }
 
     /// The lab's QEMU with its data files.
@@ -209,7 +215,7 @@ fn make_l1(tools: &Tools, kernel_dir: &Path, agent: &Path, dir: &Path) -> Result
 
 /// Boots L1 with its RAM in a file of `dir` and saves its device state there once its agent answers.
 fn save_snapshot(layout: &Layout, dir: &Path) -> Result<()> {
-    let ram = dir.join("ram");
+    let ram = dir.join(RAM);
     let (vm, client) = boot(|timeout| {
         let machine = Machine::default();
         let vm = Vm::spawn(layout, &machine, Start::Recorded(&ram), &layout.share())?;
@@ -233,7 +239,7 @@ fn save_snapshot(layout: &Layout, dir: &Path) -> Result<()> {
         .wait(Some(Duration::from_secs(60)))?;
     anyhow::ensure!(output.success(), "{}", vm.explain("L1 has no /dev/kvm"));
     std::thread::sleep(Duration::from_millis(500));
-    qemu::save(&mut vm.qmp()?, &dir.join("state"))?;
+    qemu::save(&mut vm.qmp()?, &dir.join(STATE))?;
     drop(client);
     Ok(())
 }
