@@ -1,5 +1,7 @@
 //! Pods that are machines, under a real kubelet.
 
+mod refused;
+
 use anyhow::{Result, ensure};
 use edgevmm_e2e::in_cluster;
 
