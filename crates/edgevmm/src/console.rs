@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use edgevmm_api::v1::{
@@ -10,6 +11,7 @@ use edgevmm_api::v1::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
@@ -21,17 +23,28 @@ use crate::term::{self, RawMode, Stream};
 
 /// Chunks of input on their way before the keyboard has to wait.
 const QUEUE: usize = 16;
+/// For how long a guest says nothing that has nothing more to say to a client that has left.
+const QUIET: Duration = Duration::from_secs(2);
 /// Stack of the keyboard's thread.
 const STACK: usize = 64 << 10;
 
 const HELP: &str = "Ctrl-A x: detach, the machine goes on. Ctrl-A Ctrl-A: type Ctrl-A";
+
+/// What the end of the input means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtEnd {
+    /// Nothing: the output goes on.
+    Stay,
+    /// That nobody is there any more, once the guest has said what it has to say to it.
+    Leave,
+}
 
 /// Attaches to the console of a machine until it ends or the user leaves.
 ///
 /// # Errors
 ///
 /// When the machine isn't there or ends the connection.
-pub async fn run(args: ConsoleArgs) -> Outcome {
+pub async fn run(args: ConsoleArgs, at_end: AtEnd) -> Outcome {
     let (dir, mut client) = manage::connect(&args.name).await?;
     let access = match (args.flags.read_only, args.flags.exclusive) {
         (true, _) => ConsoleAccess::ReadOnly,
@@ -57,7 +70,12 @@ pub async fn run(args: ConsoleArgs) -> Outcome {
             args.name
         ));
     }
-    let end = attached(output, requests, raw.is_some(), args.flags.read_only).await;
+    let keyboard = Keyboard {
+        raw: raw.is_some(),
+        read_only: args.flags.read_only,
+        at_end,
+    };
+    let end = attached(output, requests, keyboard).await;
     drop(raw);
     match end? {
         End::Detached => eprintln!("[detached from {}]", args.name),
@@ -80,21 +98,42 @@ enum End {
     Refused(Status),
 }
 
+/// What is done with what is typed.
+#[derive(Debug, Clone, Copy)]
+struct Keyboard {
+    raw: bool,
+    read_only: bool,
+    at_end: AtEnd,
+}
+
+/// Who leaves.
+enum Left {
+    /// The user, by a key.
+    User,
+    /// Perhaps: the input has ended.
+    Input,
+}
+
 async fn attached(
     mut output: Streaming<ConsoleResponse>,
     requests: mpsc::Sender<ConsoleRequest>,
-    raw: bool,
-    read_only: bool,
+    keyboard: Keyboard,
 ) -> anyhow::Result<End> {
     let mut resized =
         signal(SignalKind::window_change()).context("Can't watch the window's size")?;
     let (quit, mut left) = mpsc::channel(1);
-    read_keyboard(requests.clone(), quit.clone(), raw, read_only)?;
+    read_keyboard(requests.clone(), quit.clone(), keyboard)?;
     let mut stdout = Stream::stdout().context("Can't use standard output")?;
+    let mut alone = false;
+    let quiet = sleep(QUIET);
+    tokio::pin!(quiet);
     loop {
         tokio::select! {
             message = output.message() => match message {
-                Ok(Some(response)) => show(&mut stdout, response).context("Can't write the output")?,
+                Ok(Some(response)) => {
+                    show(&mut stdout, response).context("Can't write the output")?;
+                    quiet.as_mut().reset(Instant::now() + QUIET);
+                }
                 Ok(None) => return Ok(End::Machine),
                 Err(status) if status.code() == Code::Unavailable => return Ok(End::Machine),
                 Err(status) => return Ok(End::Refused(status)),
@@ -104,7 +143,14 @@ async fn attached(
                     resize(&requests, size);
                 }
             }
-            _ = left.recv() => return Ok(End::Detached),
+            who = left.recv() => match who {
+                Some(Left::Input) => {
+                    alone = true;
+                    quiet.as_mut().reset(Instant::now() + QUIET);
+                }
+                Some(Left::User) | None => return Ok(End::Detached),
+            },
+            () = &mut quiet, if alone => return Ok(End::Detached),
         }
     }
 }
@@ -133,13 +179,11 @@ fn show(stdout: &mut Stream, response: ConsoleResponse) -> std::io::Result<()> {
     }
 }
 
-/// Reads standard input on a thread of its own, which may be left behind in a read. The end of
-/// the input is no reason to leave.
+/// Reads standard input on a thread of its own, which may be left behind in a read.
 fn read_keyboard(
     requests: mpsc::Sender<ConsoleRequest>,
-    quit: mpsc::Sender<()>,
-    raw: bool,
-    read_only: bool,
+    quit: mpsc::Sender<Left>,
+    keyboard: Keyboard,
 ) -> anyhow::Result<()> {
     let Ok(mut stdin) = Stream::stdin() else {
         return Ok(());
@@ -149,7 +193,7 @@ fn read_keyboard(
         let mut bytes = [0; 1024];
         while let Ok(length @ 1..) = stdin.read(&mut bytes) {
             let bytes = bytes.get(..length).unwrap_or_default();
-            let typed = if raw {
+            let typed = if keyboard.raw {
                 escape.feed(bytes)
             } else {
                 vec![Typed::Input(bytes.to_vec())]
@@ -157,11 +201,11 @@ fn read_keyboard(
             for typed in typed {
                 match typed {
                     Typed::Quit => {
-                        let _ = quit.blocking_send(());
+                        let _ = quit.blocking_send(Left::User);
                         return;
                     }
                     Typed::Help => term::notice(HELP),
-                    Typed::Input(_) if read_only => {}
+                    Typed::Input(_) if keyboard.read_only => {}
                     Typed::Input(input) => {
                         let kind = Some(console_request::Kind::Input(input));
                         if requests.blocking_send(ConsoleRequest { kind }).is_err() {
@@ -170,6 +214,9 @@ fn read_keyboard(
                     }
                 }
             }
+        }
+        if keyboard.at_end == AtEnd::Leave {
+            let _ = quit.blocking_send(Left::Input);
         }
     };
     let builder = std::thread::Builder::new()

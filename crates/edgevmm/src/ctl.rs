@@ -11,6 +11,7 @@ use edgevmm_config::ByteSize;
 
 use crate::agent::args::{AgentArgs, AgentRequest, KeysVerb, Verb as AgentVerb};
 use crate::cli::{ConsoleArgs, ConsoleFlags, InspectArgs, JsonArg, MemoryArgs, StopArgs};
+use crate::console::AtEnd;
 use crate::exit::{Failure, Outcome};
 use crate::{agent, client, console, manage, wrong_usage};
 
@@ -18,6 +19,9 @@ use crate::{agent, client, console, manage, wrong_usage};
 const NAME: &str = "edgevmm-ctl";
 /// Environment variable with the name of the machine.
 const MACHINE: &str = "EDGEVMM_MACHINE";
+
+/// Environment variable that says that there is input, which ends when the client leaves.
+const INPUT: &str = "EDGEVMM_INPUT";
 
 /// Controls the machine of a pod.
 #[derive(Debug, Parser)]
@@ -97,7 +101,14 @@ fn dispatch(verb: Verb) -> Outcome {
 
 async fn act(name: String, verb: Verb) -> Outcome {
     match verb {
-        Verb::Console(flags) => console::run(ConsoleArgs { name, flags }).await,
+        Verb::Console(flags) => {
+            // Of a client that has left nothing else is heard.
+            let at_end = match std::env::var_os(INPUT) {
+                Some(_) => AtEnd::Leave,
+                None => AtEnd::Stay,
+            };
+            console::run(ConsoleArgs { name, flags }, at_end).await
+        }
         Verb::Inspect(json) => manage::inspect(&InspectArgs { name, json }).await,
         Verb::Pause => manage::pause(&[name]).await,
         Verb::Resume => manage::resume(&[name]).await,
@@ -142,7 +153,8 @@ Exit codes: 0 success, 1 the machine or its agent refused, 2 wrong usage; progra
 their own (`edgevmm-ctl agent exec --help`).";
 
 const CONSOLE: &str = "\
-Use it with `kubectl exec -it`. Keys: Ctrl-A x detaches, Ctrl-A h shows help.";
+Use it with `kubectl exec -it`. Keys: Ctrl-A x detaches, Ctrl-A h shows help. With `-i` alone it leaves
+when its input has ended and the guest has said nothing for two seconds; without, it stays.";
 
 #[cfg(test)]
 mod tests {

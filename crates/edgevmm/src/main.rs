@@ -128,7 +128,7 @@ fn dispatch(command: Command, log_filter: &str) -> Outcome {
         Command::Run(args) => run(*args, log_filter),
         Command::Vmm(args) => detach::vmm(&args),
         Command::Ps(args) => client(manage::ps(&args)),
-        Command::Console(args) => client(console::run(args)),
+        Command::Console(args) => client(console::run(args, console::AtEnd::Stay)),
         Command::Stop(args) => client(manage::stop(&args)),
         Command::Kill(args) => client(manage::kill_all(&args.names)),
         Command::Pause(args) => client(manage::pause(&args.names)),

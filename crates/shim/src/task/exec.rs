@@ -43,6 +43,8 @@ use crate::volumes::write_private;
 
 /// The program that is no program of the guest.
 const CONTROL: &str = "edgevmm-ctl";
+/// Environment variable by which that one knows that it has a client's input.
+const INPUT: &str = "EDGEVMM_INPUT";
 /// Most programs of a container at a time.
 const MAX_EXECS: usize = 256;
 /// How long a client may take to read the last that a terminal has for it.
@@ -217,6 +219,9 @@ impl Exec {
             path if path.as_os_str().is_empty() => None,
             path => Some(terminal::input(&path).map_err(|error| failed("its input", &error))?),
         };
+        if input.is_some() && self.is_control() {
+            tool.environment.push((INPUT.to_owned(), "1".into()));
+        }
         let screen = match self.request.terminal {
             true => Some(Screen::open(&mut tool).map_err(|error| failed("a terminal", &error))?),
             false => None,
@@ -243,14 +248,16 @@ impl Exec {
         // An error means that the process has ended, which is seen next.
         let _ = stdin.write_all(word.as_bytes()).await;
         let Some(screen) = screen else {
-            self.feed(input, stdin);
+            self.feed(input, (stdin, HangUp(None)));
             return Ok(Running {
                 exited,
                 line: None,
                 drained: None,
             });
         };
-        self.feed(input, screen.keyboard);
+        // A client that has left is all that `edgevmm-ctl console` waits for, and its terminal stays.
+        let hang_up = HangUp((self.is_control() && input.is_some()).then_some(process));
+        self.feed(input, (screen.keyboard, hang_up));
         let _ = self.terminal.set(screen.terminal);
         Ok(Running {
             exited,
@@ -261,10 +268,13 @@ impl Exec {
 
     /// Passes on what its client types. The program's input ends with the client's, or at once when
     /// there is none.
-    fn feed(&self, from: Option<pipe::Receiver>, to: impl AsyncWrite + Unpin + Send + 'static) {
+    fn feed<W>(&self, from: Option<pipe::Receiver>, to: (W, HangUp))
+    where
+        W: AsyncWrite + Unpin + Send + 'static,
+    {
         let Some(mut from) = from else { return };
         let passing = tokio::spawn(async move {
-            let mut to = to;
+            let (mut to, _hang_up) = to;
             // An error means that the program reads no more.
             let _ = tokio::io::copy(&mut from, &mut to).await;
         });
@@ -329,6 +339,17 @@ impl Exec {
                 .map_err(|error| CallError::new(Code::Unknown, error.to_string()))?;
         }
         Ok(())
+    }
+}
+
+/// Tells a program that its client has left, as a terminal does whose line is cut, when it is dropped.
+struct HangUp(Option<Process>);
+
+impl Drop for HangUp {
+    fn drop(&mut self) {
+        if let Some(process) = self.0.filter(|process| process.is_alive()) {
+            let _ = kill(Pid::from_raw(process.pid), Signal::SIGHUP);
+        }
     }
 }
 
