@@ -1,19 +1,25 @@
 //! Target of `edgevmm-lease`: frames of a guest that looks for addresses and routers.
 
-use edgevmm_lease::{HEAD, Lease, Lease6, MAX_FRAME, Responder, Router, Verdict};
+use edgevmm_lease::{
+    HEAD, Heard, Lease, Lease6, MAX_FRAME, ROUTER_HEAD, Responder, Router, Verdict,
+};
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
 
 /// Answers frames, each behind two bytes of its length. Whatever is asked, an answer goes to the guest
 /// or to all, and its lengths are right.
 pub fn lease(input: &[u8]) {
-    let responder = responder();
+    let mut responder = responder();
     let mut rest = input;
     while let Some((&[high, low], frames)) = rest.split_first_chunk::<2>() {
         let len = usize::from(u16::from_be_bytes([high, low])).min(frames.len());
         let (frame, others) = frames.split_at(len);
         rest = others;
         ask(&responder, frame);
+        // What the network says instead must be as harmless.
+        let heard = responder.hear(frame);
+        let head = frame.get(..ROUTER_HEAD).unwrap_or(frame);
+        assert!(heard == Heard::Nothing || responder.hear(head) == Heard::Same);
     }
 }
 
@@ -30,6 +36,16 @@ fn ask(responder: &Responder, frame: &[u8]) {
             let mut more = [0; MAX_FRAME];
             let told = responder.advertise(&mut more);
             check(told.and_then(|len| more.get(..len)).unwrap_or_default());
+            len
+        }
+        Verdict::AnswerAndLook(len) => {
+            let mut question = [0; ROUTER_HEAD];
+            let asked = responder.look_for_router(&mut question);
+            check(
+                asked
+                    .and_then(|len| question.get(..len))
+                    .unwrap_or_default(),
+            );
             len
         }
     };
@@ -66,7 +82,10 @@ fn responder() -> Responder {
         mac: MAC,
         address: address.into(),
         prefix: 64,
-        router: Some(Router::Absent([2, 0, 0, 0, 0, 1])),
+        router: Some(Router::Absent {
+            mac: [2, 0, 0, 0, 0, 1],
+            address: Some([0xfd, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1].into()),
+        }),
         dns: vec![address.into()],
         search: lease.search.clone(),
         mtu: Some(1450),

@@ -43,13 +43,13 @@ pub struct Network<A = Ipv4Addr> {
 pub type Network6 = Network<Ipv6Addr>;
 
 /// An IPv6 router, which guests know by an address of the link only: that address, or the router's MAC
-/// address, for which one is made up.
+/// address, for which one is made up, written `MAC` or `MAC@ADDRESS`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gateway6 {
     /// Its address of the link.
     Link(Ipv6Addr),
-    /// Its MAC address.
-    Mac(MacAddr),
+    /// Its MAC address, and its own address, by which it is found again when the other changes.
+    Mac(MacAddr, Option<Ipv6Addr>),
 }
 
 /// Addresses of a kind.
@@ -89,7 +89,8 @@ pub enum NetworkTextError {
     Route(String),
     /// An IPv6 router.
     #[error(
-        "`{0}` is not an IPv6 router: write its link-local address, like fe80::1, or its MAC address"
+        "`{0}` is not an IPv6 router: write its link-local address, like fe80::1, or its MAC address, \
+         with @ and its IPv6 address if it may change"
     )]
     Gateway6(String),
 }
@@ -150,11 +151,16 @@ impl FromStr for Gateway6 {
     type Err = NetworkTextError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = || NetworkTextError::Gateway6(text.to_owned());
+        if let Some((mac, address)) = text.split_once('@') {
+            let parts = mac.parse().ok().zip(address.parse().ok());
+            let (mac, address) = parts.ok_or_else(wrong)?;
+            return Ok(Self::Mac(mac, Some(address)));
+        }
         if let Ok(mac) = text.parse() {
-            return Ok(Self::Mac(mac));
+            return Ok(Self::Mac(mac, None));
         }
         let address = text.parse().ok().filter(Ipv6Addr::is_unicast_link_local);
-        let wrong = || NetworkTextError::Gateway6(text.to_owned());
         address.map(Self::Link).ok_or_else(wrong)
     }
 }
@@ -163,7 +169,8 @@ impl fmt::Display for Gateway6 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Link(address) => address.fmt(f),
-            Self::Mac(mac) => mac.fmt(f),
+            Self::Mac(mac, None) => mac.fmt(f),
+            Self::Mac(mac, Some(address)) => write!(f, "{mac}@{address}"),
         }
     }
 }
@@ -208,14 +215,14 @@ mod tests {
         for text in ["fd00::7/64", "::/0", "fe80::1/128"] {
             assert_eq!(text.parse::<Network6>().unwrap().to_string(), text);
         }
-        for text in ["fe80::1", "0a:58:0a:f4:00:01"] {
+        for text in ["fe80::1", "0a:58:0a:f4:00:01", "0a:58:0a:f4:00:01@fd00::1"] {
             assert_eq!(text.parse::<Gateway6>().unwrap().to_string(), text);
         }
         for text in ["fd00::7", "fd00::7/129", "10.0.0.1/24"] {
             let error = text.parse::<Network6>().unwrap_err().to_string();
             assert!(error.contains("like fd00::7/64"), "{error}");
         }
-        for text in ["fd00::1", "10.0.0.1", ""] {
+        for text in ["fd00::1", "10.0.0.1", "", "@fd00::1", "0a:58:0a:f4:00:01@"] {
             assert!(text.parse::<Gateway6>().is_err(), "{text}");
         }
     }

@@ -10,6 +10,8 @@ pub(crate) const ICMPV6: u8 = 58;
 pub(crate) const UDP: u8 = 17;
 const IPV6_TYPE: [u8; 2] = [0x86, 0xdd];
 const IPV6: usize = 40;
+/// Where the message in a packet begins.
+pub(crate) const INNER: usize = ETHERNET + IPV6;
 const UDP_HEADER: usize = 8;
 const SERVER_PORT: u16 = 547;
 const CLIENT_PORT: u16 = 546;
@@ -66,6 +68,16 @@ pub(crate) fn question(frame: &[u8]) -> Option<(Mac, Ipv6Addr, Question<'_>)> {
     };
     let mac = frame.get(6..12)?.try_into().ok()?;
     Some((mac, address_at(frame, ETHERNET + 8)?, asked))
+}
+
+/// The ICMPv6 message of a type in a frame of this link.
+pub(crate) fn of_link(frame: &[u8], kind: u8) -> Option<&[u8]> {
+    let ip = frame.get(12..ETHERNET + IPV6)?;
+    let is_link = ip.get(..2)? == IPV6_TYPE
+        && ip.get(2)? >> 4 == 6
+        && (ip.get(8)?, ip.get(9)?) == (&ICMPV6, &LINK_HOPS);
+    let message = frame.get(INNER..)?;
+    (is_link && message.get(..2)? == [kind, 0]).then_some(message)
 }
 
 enum Kind {

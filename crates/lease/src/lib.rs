@@ -90,7 +90,13 @@ pub enum Router {
     /// It has this one, and answers for itself.
     Present(Ipv6Addr),
     /// It is known by its MAC address only, and the responder answers for it.
-    Absent(Mac),
+    Absent {
+        /// The MAC address.
+        mac: Mac,
+        /// Its address, by which the network is asked whether the MAC address still holds; nobody is
+        /// asked when absent.
+        address: Option<Ipv6Addr>,
+    },
 }
 
 /// What is to be done with a frame of the guest.
@@ -104,11 +110,28 @@ pub enum Verdict {
     Answer(usize),
     /// As [`Verdict::Answer`], and after it an [`advertisement`](Responder::advertise) is due.
     AnswerAndAdvertise(usize),
+    /// As [`Verdict::Answer`], and the network is to be [asked](Responder::look_for_router) for the
+    /// router.
+    AnswerAndLook(usize),
+}
+
+/// What a frame of the network says of the router.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// Nothing.
+    Nothing,
+    /// What was known.
+    Same,
+    /// Another MAC address: an [`advertisement`](Responder::advertise) is due.
+    Changed,
 }
 
 /// Bytes at the start of a frame that tell whether the responder wants it: up to a port behind the
 /// longest header of IPv4, and up to the end of the address that a neighbour is asked for.
 pub const HEAD: usize = 14 + 64;
+
+/// Bytes at the start of a frame of the network that tell what it says of the router.
+pub const ROUTER_HEAD: usize = nd::ANSWER;
 
 /// Answers the questions of one interface.
 #[derive(Debug, Clone)]
@@ -155,6 +178,20 @@ impl Responder {
         nd::advertise(self.lease6.as_ref()?, frame)
     }
 
+    /// Writes a question of the guest's to the network, which MAC address its router has, to the front of
+    /// `frame`. Returns its length if the router can be asked for.
+    #[must_use]
+    pub fn look_for_router(&self, frame: &mut [u8]) -> Option<usize> {
+        nd::look(self.lease6.as_ref()?, frame)
+    }
+
+    /// Takes note of what a frame of the network says of the router, of which the first
+    /// [`ROUTER_HEAD`] bytes suffice.
+    pub fn hear(&mut self, head: &[u8]) -> Heard {
+        let lease = self.lease6.as_mut();
+        lease.map_or(Heard::Nothing, |lease| nd::hear(lease, head))
+    }
+
     fn answer4(&self, lease: &Lease, frame: &[u8], answer: &mut [u8]) -> Verdict {
         let reply = frame::question(frame, self.server())
             .map(|message| dhcp::reply(message, lease, self.server()));
@@ -178,7 +215,17 @@ impl Responder {
 fn answer6(lease: &Lease6, from: Ipv6Addr, question: Question<'_>, answer: &mut [u8]) -> Verdict {
     let answered = match question {
         Question::Routers => nd::advertise(lease, answer),
-        Question::Own => nd::answer(lease, lease.mac, from, answer),
+        Question::Own => {
+            // The guest asks again while it sends, so a router that changed is noticed in time.
+            let answered = nd::answer(lease, lease.mac, from, answer);
+            return answered.map_or(
+                Verdict::Swallow,
+                match nd::address(lease) {
+                    Some(_) => Verdict::AnswerAndLook,
+                    None => Verdict::Answer,
+                },
+            );
+        }
         Question::Dhcp(message) => {
             let Some((reply, again)) = dhcp6::reply(message, lease) else {
                 return Verdict::Swallow;

@@ -2,15 +2,18 @@
 //!
 //! The advertisement says how the link is: its network, MTU, names and the router, if there is one, and
 //! that addresses are had by DHCP alone. Its lifetimes have no end but the router's, for which the
-//! field has too few bits: it is advertised again whenever the guest renews its address.
+//! field has too few bits: it is advertised again whenever the guest renews its address, and when a router
+//! that the responder answers for has another MAC address. As the guest can't hear of that from the router,
+//! the network is asked for it, as the guest, each time that the guest asks the responder.
 
 use std::net::Ipv6Addr;
 
-use crate::frame6::{ALL_NODES, Envelope, OWN};
+use crate::frame6::{self, ALL_NODES, Envelope, INNER, OWN};
 use crate::options::search;
-use crate::{Lease6, Mac, Router};
+use crate::{Heard, Lease6, Mac, Router};
 
 const ADVERTISEMENT: u8 = 134;
+const NEIGHBOUR_SOLICITATION: u8 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 /// Hops that the guest's packets begin with.
 const HOPS: u8 = 64;
@@ -33,13 +36,16 @@ const MIN_MTU: u16 = 1280;
 /// Name servers that are told, more than resolvers ask.
 pub(crate) const MAX_SERVERS: usize = 8;
 
+/// Bytes of a frame with an answer that tells a MAC address.
+pub(crate) const ANSWER: usize = INNER + 32;
+
 /// Writes what all hosts on the link are told to the front of `frame`. Returns the length of that.
 pub(crate) fn advertise(lease: &Lease6, frame: &mut [u8]) -> Option<usize> {
     let lifetime = lease.router.map_or(0, |_| ROUTER_LIFETIME).to_be_bytes();
     let mut message = vec![ADVERTISEMENT, 0, 0, 0, HOPS, MANAGED_AND_OTHER];
     message.extend(lifetime);
     message.extend([0; 8]);
-    if let Some(Router::Absent(mac)) = lease.router {
+    if let Some(Router::Absent { mac, .. }) = lease.router {
         add(&mut message, OPTION_SOURCE, &mac);
     }
     if let Some(mtu) = lease.mtu.filter(|mtu| *mtu >= MIN_MTU) {
@@ -73,7 +79,7 @@ pub(crate) fn advertise(lease: &Lease6, frame: &mut [u8]) -> Option<usize> {
 /// Answers `mac`, who asks as `from` for the MAC address of [`OWN`]: that of a router that can't be
 /// asked by this address. No answer if there is none.
 pub(crate) fn answer(lease: &Lease6, mac: Mac, from: Ipv6Addr, frame: &mut [u8]) -> Option<usize> {
-    let Some(Router::Absent(router)) = lease.router else {
+    let Some(Router::Absent { mac: router, .. }) = lease.router else {
         return None;
     };
     // Who has no address yet is answered by telling all.
@@ -87,11 +93,65 @@ pub(crate) fn answer(lease: &Lease6, mac: Mac, from: Ipv6Addr, frame: &mut [u8])
     Envelope { mac, to, from: OWN }.wrap_icmp(message, frame)
 }
 
+/// The address by which the network can be asked for the router.
+pub(crate) const fn address(lease: &Lease6) -> Option<Ipv6Addr> {
+    match lease.router {
+        Some(Router::Absent { address, .. }) => address,
+        Some(Router::Present(_)) | None => None,
+    }
+}
+
+/// Asks the network for the router's MAC address, as the guest.
+pub(crate) fn look(lease: &Lease6, frame: &mut [u8]) -> Option<usize> {
+    let target = address(lease)?.octets();
+    let mut message = vec![NEIGHBOUR_SOLICITATION, 0, 0, 0, 0, 0, 0, 0];
+    message.extend(target);
+    add(&mut message, OPTION_SOURCE, &lease.mac);
+    let [.., a, b, c] = target;
+    let [high, low] = [u16::from_be_bytes([0xff, a]), u16::from_be_bytes([b, c])];
+    let envelope = Envelope {
+        mac: [0x33, 0x33, 0xff, a, b, c],
+        to: Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, high, low),
+        from: lease.address,
+    };
+    let len = envelope.wrap_icmp(message, frame)?;
+    frame.get_mut(6..12)?.copy_from_slice(&lease.mac);
+    Some(len)
+}
+
+/// Takes the router's MAC address from its answer, which has that as its first option.
+pub(crate) fn hear(lease: &mut Lease6, head: &[u8]) -> Heard {
+    let Some(Router::Absent {
+        mac,
+        address: Some(address),
+    }) = &mut lease.router
+    else {
+        return Heard::Nothing;
+    };
+    let target = address.octets();
+    let told = frame6::of_link(head, NEIGHBOUR_ADVERTISEMENT).and_then(|message| {
+        let is_router = message.get(8..24)? == target;
+        let option = message.get(24..26)? == [OPTION_TARGET, 1];
+        let told: Mac = message.get(26..32)?.try_into().ok()?;
+        (is_router && option && told != Mac::default()).then_some(told)
+    });
+    // One of a group is nobody's, and the guest's own would lead nowhere.
+    let told = told.filter(|[first, ..]| first & 1 == 0);
+    match told.filter(|told| *told != lease.mac) {
+        None => Heard::Nothing,
+        Some(told) if told == *mac => Heard::Same,
+        Some(told) => {
+            *mac = told;
+            Heard::Changed
+        }
+    }
+}
+
 /// By which address the guest knows its router.
 const fn router_address(lease: &Lease6) -> Ipv6Addr {
     match lease.router {
         Some(Router::Present(address)) => address,
-        Some(Router::Absent(_)) | None => OWN,
+        Some(Router::Absent { .. }) | None => OWN,
     }
 }
 

@@ -13,6 +13,7 @@ use crate::frame6::OWN;
 const MAC: Mac = [2, 0, 0, 0, 0, 7];
 const GATEWAY: Mac = [2, 0, 0, 0, 0, 1];
 const ADDRESS6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, 7);
+const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0xa, 0xbcde);
 const LINK: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 7);
 const DUID: [u8; 4] = [0, 4, 1, 2];
 const SERVER_DUID: [u8; 10] = [0, 3, 0, 1, 2, 0x65, 0x64, 0x67, 0x65, 1];
@@ -22,7 +23,10 @@ fn lease() -> Lease6 {
         mac: MAC,
         address: ADDRESS6,
         prefix: 64,
-        router: Some(Router::Absent(GATEWAY)),
+        router: Some(Router::Absent {
+            mac: GATEWAY,
+            address: Some(GATEWAY6),
+        }),
         dns: vec!["fd00:53::a".parse().unwrap()],
         search: vec!["svc.cluster.local".into()],
         mtu: Some(1450),
@@ -68,7 +72,9 @@ fn message(kind: u8, options: &[Vec<u8>]) -> Vec<u8> {
 fn answer(frame: &[u8]) -> (Verdict, Vec<u8>) {
     let mut answer = vec![0; MAX_FRAME];
     let verdict = Responder::new(None, Some(lease())).answer(frame, &mut answer);
-    if let Verdict::Answer(len) | Verdict::AnswerAndAdvertise(len) = verdict {
+    if let Verdict::Answer(len) | Verdict::AnswerAndAdvertise(len) | Verdict::AnswerAndLook(len) =
+        verdict
+    {
         answer.truncate(len);
         check(&answer);
     }
@@ -184,7 +190,7 @@ fn neighbour(target: Ipv6Addr) -> Vec<u8> {
 #[test]
 fn the_router_is_answered_for() {
     let (verdict, frame) = answer(&packet(LINK, "ff02::1:ff67:6501", 58, &neighbour(OWN)));
-    assert_eq!(verdict, Verdict::Answer(frame.len()));
+    assert_eq!(verdict, Verdict::AnswerAndLook(frame.len()));
     assert_eq!(frame[..6], MAC);
     assert_eq!(frame[38..54], LINK.octets());
     assert_eq!(frame[58..62], [0xe0, 0, 0, 0]);
@@ -199,6 +205,81 @@ fn the_router_is_answered_for() {
     ));
     assert_eq!(frame[38..54], frame6::ALL_NODES.octets());
     assert_eq!(frame[58], 0xa0);
+}
+
+/// A router's answer to the guest.
+fn advertised(target: Ipv6Addr, mac: Mac) -> Vec<u8> {
+    let mut message = vec![136, 0, 0, 0, 0xc0, 0, 0, 0];
+    message.extend(target.octets());
+    message.extend([2, 1]);
+    message.extend(mac);
+    packet(target, "fd00:10::7", 58, &message)
+}
+
+#[test]
+fn a_router_that_changes_is_told_of() {
+    let mut responder = Responder::new(None, Some(lease()));
+    let mut frame = [0; MAX_FRAME];
+    let len = responder.look_for_router(&mut frame).unwrap();
+    assert_eq!(len, ROUTER_HEAD);
+    let question = &frame[..len];
+    check(question);
+    assert_eq!(question[..6], [0x33, 0x33, 0xff, 0x0a, 0xbc, 0xde]);
+    assert_eq!(question[6..12], MAC);
+    assert_eq!(question[22..38], ADDRESS6.octets());
+    let group: Ipv6Addr = "ff02::1:ff0a:bcde".parse().unwrap();
+    assert_eq!(question[38..54], group.octets());
+    assert_eq!(
+        (question[54], &question[62..78]),
+        (135, &GATEWAY6.octets()[..])
+    );
+    assert_eq!(question[78..], [&[1, 1][..], &MAC].concat());
+
+    let new = [2, 0, 0, 0, 0, 0x42];
+    let mut other = advertised(GATEWAY6, new);
+    other[21] = 64;
+    for nothing in [
+        &advertised(ADDRESS6, new)[..],
+        &advertised(GATEWAY6, MAC),
+        &advertised(GATEWAY6, [0; 6]),
+        &advertised(GATEWAY6, [0xff; 6]),
+        &advertised(GATEWAY6, new)[..ROUTER_HEAD - 1],
+        &other,
+        &[],
+    ] {
+        assert_eq!(responder.hear(nothing), Heard::Nothing, "{nothing:?}");
+    }
+    assert_eq!(responder.hear(&advertised(GATEWAY6, GATEWAY)), Heard::Same);
+    assert_eq!(responder.hear(&advertised(GATEWAY6, new)), Heard::Changed);
+    assert_eq!(responder.hear(&advertised(GATEWAY6, new)), Heard::Same);
+    let len = responder.advertise(&mut frame).unwrap();
+    assert_eq!(nd_options(&frame[70..len])[0], [1, 1, 2, 0, 0, 0, 0, 0x42]);
+    let own = packet(LINK, "ff02::1:ff67:6501", 58, &neighbour(OWN));
+    let verdict = responder.answer(&own, &mut frame);
+    assert_eq!(verdict, Verdict::AnswerAndLook(86));
+    assert_eq!(frame[80..86], new);
+}
+
+#[test]
+fn a_router_without_an_address_is_not_looked_for() {
+    for router in [
+        None,
+        Some(Router::Present(LINK)),
+        Some(Router::Absent {
+            mac: GATEWAY,
+            address: None,
+        }),
+    ] {
+        let lease = Lease6 { router, ..lease() };
+        let mut responder = Responder::new(None, Some(lease));
+        let mut frame = [0; MAX_FRAME];
+        assert_eq!(responder.look_for_router(&mut frame), None);
+        let heard = responder.hear(&advertised(GATEWAY6, [2, 0, 0, 0, 0, 9]));
+        assert_eq!(heard, Heard::Nothing);
+        let own = packet(LINK, "ff02::1", 58, &neighbour(OWN));
+        let verdict = responder.answer(&own, &mut frame);
+        assert!(!matches!(verdict, Verdict::AnswerAndLook(_)), "{verdict:?}");
+    }
 }
 
 #[test]
@@ -307,7 +388,10 @@ fn what_is_no_question_passes() {
     let routers = packet(LINK, "ff02::2", 58, &[133, 0, 0, 0, 0, 0, 0, 0]);
     let own = packet(LINK, "ff02::1", 58, &neighbour(OWN));
     for good in [&solicit, &routers, &own] {
-        assert!(matches!(answer(good).0, Verdict::Answer(_)));
+        assert!(matches!(
+            answer(good).0,
+            Verdict::Answer(_) | Verdict::AnswerAndLook(_)
+        ));
         // Another's MAC, protocol and version.
         for (at, byte) in [(6, 9), (13, 0), (14, 0x40), (20, 6)] {
             let mut frame = good.clone();

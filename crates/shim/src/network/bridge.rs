@@ -67,7 +67,7 @@ fn router(place: &mut Place<'_>) -> Option<Gateway6> {
             interface.name
         );
     }
-    mac.map(|mac| Gateway6::Mac(MacAddr(mac)))
+    mac.map(|mac| Gateway6::Mac(MacAddr(mac), Some(address)))
 }
 
 /// What the guest may send as.
@@ -80,7 +80,7 @@ fn own(place: &Place<'_>, gateway6: Option<Gateway6>) -> Own {
         addresses6: addresses6.map(|network| network.address).collect(),
         router: match gateway6 {
             Some(Gateway6::Link(router)) => Some(router),
-            Some(Gateway6::Mac(_)) | None => None,
+            Some(Gateway6::Mac(..)) | None => None,
         },
     }
 }

@@ -117,7 +117,7 @@ fn a_guest_takes_the_place_of_each_interface() {
             let first = lease(&nets[0]).unwrap();
             assert_eq!(first.address, "10.42.1.7/24".parse().ok());
             assert_eq!(first.address6, "fd00:10::7/64".parse().ok());
-            let gateway6 = Gateway6::Mac(MacAddr(GATEWAY_MAC));
+            let gateway6 = Gateway6::Mac(MacAddr(GATEWAY_MAC), GATEWAY6.parse().ok());
             assert_eq!(first.gateway6, Some(gateway6));
             assert_eq!(lease(&nets[1]), None);
             for (net, interface) in nets.iter().zip(&all) {

@@ -54,7 +54,7 @@ pub trait NetBackend: Send + Debug {
     fn recv(&mut self, parts: &[VolatileSlice<'_>]) -> io::Result<Option<usize>>;
 
     /// Whether [`NetBackend::recv`] has a frame of the backend's own, of which the descriptor says
-    /// nothing. Only [`NetBackend::send`] brings one about.
+    /// nothing. Only [`NetBackend::send`] and [`NetBackend::recv`] bring one about.
     fn has_own_frame(&self) -> bool {
         false
     }
