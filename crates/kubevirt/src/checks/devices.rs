@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::Report;
+use super::{Report, is_name};
 use crate::api::InstanceSpec;
 use crate::api::disks::Disk;
 use crate::api::network::Interface;
@@ -145,6 +145,11 @@ fn networks(spec: &InstanceSpec, report: &mut Report<'_>) {
         let mut report = report.below(&format!("networks[{index}]"));
         if network.pod.is_some() == network.multus.is_some() {
             report.refuse("", "write exactly one of pod and multus");
+        }
+        let attached = network.multus.as_ref().map(|multus| &multus.network_name);
+        let names = |path: &String| path.split('/').count() <= 2 && path.split('/').all(is_name);
+        if attached.is_some_and(|path| !names(path)) {
+            report.refuse("multus.networkName", "write a name, or namespace/name");
         }
         if !interfaces
             .iter()

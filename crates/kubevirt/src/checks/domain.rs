@@ -3,7 +3,6 @@
 use super::Report;
 use crate::api::domain::{Domain, Firmware};
 use crate::api::instance::Topology;
-use crate::quantity::units;
 use crate::shape;
 
 /// Most vCPUs of a machine.
@@ -37,7 +36,7 @@ pub(super) fn check(domain: &Domain, report: &mut Report<'_>) {
                 "too little for a guest: ask for 16Mi or more",
             );
         }
-        Some(bytes) => limits(domain, bytes, report),
+        Some(_) => {}
     }
     if let Some(kind) = domain
         .machine
@@ -78,6 +77,8 @@ pub(super) fn check(domain: &Domain, report: &mut Report<'_>) {
             report.refuse(&format!("clock.timer.{field}"), "it can't be left out");
         }
     }
+    let guest = shape::guest_memory(domain);
+    super::resources::check(&domain.resources, guest, &mut report.below("resources"));
     if domain.resources.overcommit_guest_overhead == Some(true) {
         report.refuse(
             "resources.overcommitGuestOverhead",
@@ -97,28 +98,6 @@ fn last_apic(topology: Topology) -> u32 {
     let (of_core, of_thread) = (bits(topology.cores), bits(topology.threads));
     let socket = (topology.sockets - 1) << (of_core + of_thread);
     socket | (topology.cores - 1) << of_thread | (topology.threads - 1)
-}
-
-fn limits(domain: &Domain, guest: u64, report: &mut Report<'_>) {
-    let amounts = |amounts: &Option<crate::api::disks::Amounts>| {
-        let memory = amounts.as_ref().and_then(|amounts| amounts.get("memory"));
-        memory.cloned()
-    };
-    for (field, quantity) in [
-        (
-            "resources.requests.memory",
-            amounts(&domain.resources.requests),
-        ),
-        ("resources.limits.memory", amounts(&domain.resources.limits)),
-    ] {
-        if quantity.is_some_and(|quantity| units(&quantity).is_none()) {
-            report.refuse(field, "no quantity of memory");
-        }
-    }
-    let limit = amounts(&domain.resources.limits).and_then(|limit| units(&limit));
-    if limit.is_some_and(|limit| limit < guest) {
-        report.refuse("resources.limits.memory", "less than the guest's memory");
-    }
 }
 
 fn firmware(firmware: &Firmware, report: &mut Report<'_>) {

@@ -3,6 +3,7 @@
 
 mod devices;
 mod domain;
+mod resources;
 mod volumes;
 
 use serde::de::DeserializeOwned;
@@ -231,5 +232,13 @@ fn is_label(name: &str) -> bool {
         && !name.ends_with('-')
 }
 
+/// Whether it can be an object's name: labels of the DNS with dots between them. What becomes part of
+/// a path to the API server has to be no more than that.
+fn is_name(name: &str) -> bool {
+    name.len() <= 253 && name.split('.').all(is_label)
+}
+
+#[cfg(test)]
+mod table;
 #[cfg(test)]
 mod tests;

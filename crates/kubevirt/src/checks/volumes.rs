@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Report, is_label};
+use super::{Report, is_label, is_name};
 use crate::api::disks::{CloudInit, Volume};
 use crate::quantity::units;
 
@@ -39,7 +39,28 @@ fn count(volumes: &[Volume], of: impl Fn(&Volume) -> bool) -> usize {
     volumes.iter().filter(|volume| of(volume)).count()
 }
 
+/// Names of objects that the volume needs.
+fn objects(volume: &Volume, report: &mut Report<'_>) {
+    let claim = volume.persistent_volume_claim.as_ref();
+    let claim = claim.map(|claim| &claim.claim_name);
+    let data = volume.data_volume.as_ref().map(|data| &data.name);
+    let secret = volume.secret.as_ref();
+    let secret = secret.and_then(|secret| secret.secret_name.as_ref());
+    let map = volume.config_map.as_ref().map(|map| &map.name);
+    for (field, name) in [
+        ("persistentVolumeClaim.claimName", claim),
+        ("dataVolume.name", data),
+        ("secret.secretName", secret),
+        ("configMap.name", map),
+    ] {
+        if name.is_some_and(|name| !is_name(name)) {
+            report.refuse(field, "no object of the namespace can be called so");
+        }
+    }
+}
+
 fn volume(volume: &Volume, report: &mut Report<'_>) {
+    objects(volume, report);
     let sources = [
         volume.container_disk.is_some(),
         volume.persistent_volume_claim.is_some(),
