@@ -16,7 +16,7 @@ use crate::api::{MachineStatus, Phase, RunStrategy, VirtualMachine, VirtualMachi
 use crate::conditions::{remove, set};
 use crate::status::READY;
 
-pub use start::{Start, revision_prefix, start};
+pub use start::{Start, is_revision, start};
 
 /// Finalizer of machines and of their instances, by which nothing goes unnoticed.
 pub const FINALIZER: &str = "kubevirt.io/virtualMachineControllerFinalize";

@@ -29,9 +29,15 @@ fn revision_name(uid: &str, generation: i64) -> String {
     format!("{}{generation}", revision_prefix(uid))
 }
 
-/// How the names of all of a machine's begin.
+/// Whether a name is that of what keeps a template of the machine with that UID. What an instance's
+/// status tells may have been written by anybody.
 #[must_use]
-pub fn revision_prefix(uid: &str) -> String {
+pub fn is_revision(name: &str, uid: &str) -> bool {
+    let generation = name.strip_prefix(&revision_prefix(uid));
+    generation.is_some_and(|generation| generation.parse::<u64>().is_ok())
+}
+
+fn revision_prefix(uid: &str) -> String {
     format!("revision-start-vm-{uid}-")
 }
 

@@ -397,3 +397,16 @@ fn an_instance_has_all_of_the_template_and_nothing_of_the_machine() {
     );
     assert_eq!(uuid.as_bytes()[14], b'5');
 }
+
+#[test]
+fn only_a_machines_own_revisions_count() {
+    assert!(is_revision("revision-start-vm-1-2-15", "1-2"));
+    for name in [
+        "revision-start-vm-1-2-",
+        "revision-start-vm-1-2-3/../../secrets/x",
+        "revision-start-vm-3-15",
+        "other",
+    ] {
+        assert!(!is_revision(name, "1-2"), "{name}");
+    }
+}

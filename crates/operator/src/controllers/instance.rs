@@ -39,17 +39,23 @@ pub async fn run(shared: Shared) {
     let pods: Api<Pod> = Api::all(client.clone());
     let (reader, writer) = reflector::store();
     let slim = |pod: &mut Pod| pod.managed_fields_mut().clear();
-    let pods = watcher(pods, watcher::Config::default().labels(PODS))
-        .default_backoff()
+    let pods = watcher(pods, super::watched().labels(PODS))
+        .backoff(super::Patience::default())
         .modify(slim)
         .reflect(writer)
         .touched_objects();
     let instances: Api<Guarded<VirtualMachineInstance>> = Api::all(client.clone());
-    let controller = Controller::new(instances, watcher::Config::default());
-    let store = controller.store();
+    let (store, writer) = reflector::store();
+    let instances = watcher(instances, super::watched())
+        .backoff(super::Patience::default())
+        .reflect(writer)
+        .applied_objects();
+    let controller = Controller::for_stream(instances, store.clone())
+        .with_config(super::pace())
+        .trigger_backoff(super::NoWait);
     let claims: Api<PartialObjectMeta<PersistentVolumeClaim>> = Api::all(client);
-    let claims = watcher(claims, watcher::Config::default())
-        .default_backoff()
+    let claims = watcher(claims, super::watched())
+        .backoff(super::Patience::default())
         .touched_objects();
     let context = Arc::new(Context {
         shared,
@@ -179,8 +185,12 @@ impl<'a> Keeper<'a> {
             .and_then(|status| status.phase)
     }
 
+    /// Whether nothing has come of it yet, as far as anybody has noted.
+    fn is_new(&self) -> bool {
+        matches!(self.phase(), None | Some(Phase::Pending))
+    }
+
     async fn keep(&self) -> Result<Action, Error> {
-        let pod = self.pod().await?;
         let kept = self
             .instance
             .finalizers()
@@ -188,7 +198,7 @@ impl<'a> Keeper<'a> {
             .any(|name| name == FINALIZER);
         if self.instance.metadata.deletion_timestamp.is_some() {
             if kept {
-                self.end(pod).await?;
+                self.end(self.pod().await?).await?;
             }
             return Ok(Action::await_change());
         }
@@ -196,8 +206,8 @@ impl<'a> Keeper<'a> {
             self.begin().await?;
             return Ok(Action::await_change());
         }
-        let new = matches!(self.phase(), None | Some(Phase::Pending));
-        if let (None, true) = (&pod, new) {
+        let pod = self.pod().await?;
+        if pod.is_none() && self.is_new() {
             return self.create().await;
         }
         let status = self.status(pod.as_deref());
@@ -222,7 +232,9 @@ impl<'a> Keeper<'a> {
             return Ok(Some(pod));
         }
         let leaves = self.instance.metadata.deletion_timestamp.is_some();
-        if self.phase().is_some_and(Phase::is_final) && !leaves {
+        let is_over = self.phase().is_some_and(Phase::is_final);
+        // Of a new one the making of its pod tells whether there is one.
+        if !leaves && (is_over || self.is_new()) {
             return Ok(None);
         }
         let pod = self.pods.get_opt(&name).await?;

@@ -33,8 +33,8 @@ struct Context {
 pub async fn run(shared: Shared) {
     let instances: Api<Guarded<VirtualMachineInstance>> = Api::all(shared.client.clone());
     let (reader, writer) = reflector::store();
-    let instances = watcher(instances, watcher::Config::default())
-        .default_backoff()
+    let instances = watcher(instances, super::watched())
+        .backoff(super::Patience::default())
         .reflect(writer)
         .touched_objects();
     let machines: Api<Guarded<VirtualMachine>> = Api::all(shared.client.clone());
@@ -42,7 +42,14 @@ pub async fn run(shared: Shared) {
         shared,
         instances: reader,
     });
-    Controller::new(machines, watcher::Config::default())
+    let (store, writer) = reflector::store();
+    let machines = watcher(machines, super::watched())
+        .backoff(super::Patience::default())
+        .reflect(writer)
+        .applied_objects();
+    Controller::for_stream(machines, store)
+        .with_config(super::pace())
+        .trigger_backoff(super::NoWait)
         .owns_stream(instances)
         .shutdown_on_signal()
         .run(reconcile, retry, context)
@@ -235,7 +242,9 @@ impl<'a> Keeper<'a> {
         instance: &VirtualMachineInstance,
     ) -> Result<Option<Template>, Error> {
         let status = instance.status.as_ref();
-        let Some(name) = status.and_then(|it| it.virtual_machine_revision_name.as_deref()) else {
+        let uid = self.machine.uid().unwrap_or_default();
+        let name = status.and_then(|it| it.virtual_machine_revision_name.as_deref());
+        let Some(name) = name.filter(|name| machine::is_revision(name, &uid)) else {
             return Ok(None);
         };
         let revision = self.revisions.get_opt(name).await?;
@@ -384,8 +393,8 @@ impl<'a> Keeper<'a> {
     async fn forget(&self, instance: &VirtualMachineInstance) -> Result<(), Error> {
         let status = instance.status.as_ref();
         let revision = status.and_then(|it| it.virtual_machine_revision_name.as_deref());
-        let prefix = machine::revision_prefix(&self.machine.uid().unwrap_or_default());
-        if let Some(name) = revision.filter(|name| name.starts_with(&prefix)) {
+        let uid = self.machine.uid().unwrap_or_default();
+        if let Some(name) = revision.filter(|name| machine::is_revision(name, &uid)) {
             match self.revisions.delete(name, &DeleteParams::default()).await {
                 Err(kube::Error::Api(error)) if error.code == 404 => {}
                 other => drop(other?),

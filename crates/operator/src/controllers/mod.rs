@@ -9,11 +9,67 @@ use std::time::Duration;
 
 use edgevmm_kubevirt::guarded::Unreadable;
 use kube::runtime::events::{Event, EventType, Recorder};
+use kube::runtime::utils::Backoff;
+use kube::runtime::watcher;
 use kube::{Client, Resource};
 use tracing::warn;
 
 /// Seconds until what failed for a reason that no watch tells the end of is tried again.
 const RETRY: Duration = Duration::from_secs(10);
+
+/// Objects that a controller keeps at a time: each has a connection of its own for what it asks.
+const AT_ONCE: u16 = 8;
+/// Objects of a page of a list: each page is in memory as a whole before it is read.
+const PAGE: u32 = 100;
+
+/// How a controller goes about it.
+fn pace() -> kube::runtime::controller::Config {
+    kube::runtime::controller::Config::default().concurrency(AT_ONCE)
+}
+
+/// How objects are listed and watched.
+fn watched() -> watcher::Config {
+    watcher::Config::default().page_size(PAGE)
+}
+
+/// How soon a watch that broke begins anew: each a little later than the last time, but within seconds,
+/// as nothing happens meanwhile. One process that asks that often is no burden to the API server.
+#[derive(Debug, Default)]
+struct Patience {
+    failures: u32,
+}
+
+impl Iterator for Patience {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.failures = self.failures.saturating_add(1).min(8);
+        Some(Duration::from_millis(250) * self.failures)
+    }
+}
+
+impl Backoff for Patience {
+    fn reset(&mut self) {
+        self.failures = 0;
+    }
+}
+
+/// How long all watches of a controller are held up by one that broke. What kube does when nothing is
+/// said adds up to minutes.
+#[derive(Debug)]
+struct NoWait;
+
+impl Iterator for NoWait {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        Some(Duration::ZERO)
+    }
+}
+
+impl Backoff for NoWait {
+    fn reset(&mut self) {}
+}
 
 /// Why an object could not be kept as it says. It is tried again.
 #[derive(Debug, thiserror::Error)]

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use edgevmm_kubevirt::pod::FINALIZER;
 use edgevmm_kubevirt::{checks, defaults};
 
 use super::Settings;
@@ -79,12 +80,29 @@ fn answer(asked: &Value, decision: Decision) -> Value {
 fn mutate(asked: &Value) -> Option<Value> {
     let mut patch: Vec<Value> = protect(asked).into_iter().collect();
     let created = object(asked, "oldObject").is_none();
+    if created {
+        patch.extend(finalizer(asked));
+    }
     let spec = asked.pointer("/object/spec").filter(|_| created);
     if let Some(Ok(mut spec)) = spec.map(checks::instance) {
         defaults::fill(&mut spec);
         patch.push(json!({ "op": "replace", "path": "/spec", "value": spec }));
     }
     (!patch.is_empty()).then(|| patch.into())
+}
+
+/// Has a new instance stay until its pod is gone, which the controller does else.
+fn finalizer(asked: &Value) -> Option<Value> {
+    let there = asked.pointer("/object/metadata/finalizers");
+    let there = there
+        .and_then(Value::as_array)
+        .filter(|all| !all.is_empty());
+    let Some(there) = there else {
+        let path = "/metadata/finalizers";
+        return Some(json!({ "op": "add", "path": path, "value": [FINALIZER] }));
+    };
+    let missing = !there.iter().any(|name| name == FINALIZER);
+    missing.then(|| json!({ "op": "add", "path": "/metadata/finalizers/-", "value": FINALIZER }))
 }
 
 /// Leaves an instance's status as it was: it has no part of its own that users could be kept from.
@@ -103,13 +121,7 @@ fn instance(asked: &Value) -> Decision {
     let (Some(new), old) = (object(asked, "object"), object(asked, "oldObject")) else {
         return Ok(None);
     };
-    for label in RESERVED {
-        let path = format!("/metadata/labels/{}", label.replace('/', "~1"));
-        let now = new.pointer(&path);
-        if now.is_some() && now != old.and_then(|old| old.pointer(&path)) {
-            return Err(format!("metadata.labels: {label} is reserved"));
-        }
-    }
+    reserved(new, old, "/metadata/labels")?;
     match old {
         Some(old) if old.get("spec") != new.get("spec") => {
             Err("spec: an instance can't be changed: change its VirtualMachine".to_owned())
@@ -124,10 +136,25 @@ fn instance(asked: &Value) -> Decision {
     }
 }
 
+/// Refuses reserved labels at a path that were not there before.
+fn reserved(new: &Value, old: Option<&Value>, path: &str) -> Result<(), String> {
+    for label in RESERVED {
+        let found = format!("{path}/{}", label.replace('/', "~1"));
+        let now = new.pointer(&found);
+        if now.is_some() && now != old.and_then(|old| old.pointer(&found)) {
+            let path = path.trim_start_matches('/').replace('/', ".");
+            return Err(format!("{path}: {label} is reserved"));
+        }
+    }
+    Ok(())
+}
+
 fn machine(asked: &Value) -> Decision {
     let Some(new) = object(asked, "object") else {
         return Ok(None);
     };
+    let before = object(asked, "oldObject");
+    reserved(new, before, "/spec/template/metadata/labels")?;
     let (spec, old) = (new.get("spec"), asked.pointer("/oldObject/spec"));
     let Some(spec) = spec.filter(|_| spec != old) else {
         return Ok(None);
@@ -185,12 +212,26 @@ mod tests {
         let asked = json!({ "object": { "spec": { "domain": domain } } });
         assert_eq!(instance(&asked), Ok(None));
         let patch = mutate(&asked).unwrap();
-        assert_eq!(patch[0]["path"], "/spec");
-        assert_eq!(patch[0]["value"]["domain"]["memory"]["guest"], "64Mi");
+        assert_eq!(patch[0]["value"], json!([FINALIZER]));
+        assert_eq!(patch[1]["path"], "/spec");
+        assert_eq!(patch[1]["value"]["domain"]["memory"]["guest"], "64Mi");
         let asked = json!({ "object": { "spec": { "domain": domain, "surprise": 1 } } });
         let message = instance(&asked).unwrap_err();
         assert!(message.contains("surprise"), "{message}");
-        assert_eq!(mutate(&asked), None);
+        let patch = mutate(&asked).unwrap();
+        assert_eq!(patch.as_array().unwrap().len(), 1, "what is wrong stays so");
+    }
+
+    #[test]
+    fn new_instances_stay_until_their_pod_is_gone() {
+        let patch = |finalizers: Value| {
+            let object = json!({ "metadata": { "finalizers": finalizers } });
+            finalizer(&json!({ "object": object }))
+        };
+        assert_eq!(patch(json!(null)).unwrap()["value"], json!([FINALIZER]));
+        let added = patch(json!(["other"])).unwrap();
+        assert_eq!(added["path"], "/metadata/finalizers/-");
+        assert_eq!(patch(json!(["other", FINALIZER])), None);
     }
 
     #[test]
@@ -199,6 +240,19 @@ mod tests {
         assert_eq!(answer["response"]["uid"], "u");
         assert_eq!(answer["response"]["allowed"], false);
         assert_eq!(answer["response"]["status"]["message"], "no");
+    }
+
+    #[test]
+    fn templates_have_no_reserved_labels() {
+        let labels = json!({ "app": "web", "kubevirt.io/nodeName": "other" });
+        let template = json!({ "metadata": { "labels": labels }, "spec": {
+            "domain": { "memory": { "guest": "64Mi" }, "devices": {} } } });
+        let asked = json!({ "object": { "spec": { "template": template } } });
+        let message = machine(&asked).unwrap_err();
+        assert!(
+            message.starts_with("spec.template.metadata.labels"),
+            "{message}"
+        );
     }
 
     #[test]
