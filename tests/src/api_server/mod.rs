@@ -241,6 +241,27 @@ impl ApiServer {
         answer.map(drop).with_context(|| format!("PUT {path}"))
     }
 
+    /// Does something as `user`, of whom the cluster knows no more than that name.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub fn as_user(&self, method: &str, path: &str, object: &Value) -> Result<Value> {
+        let config = self.dir.path().join("user.conf");
+        let kind = match method {
+            "PATCH" => "application/merge-patch+json",
+            _ => "application/json",
+        };
+        let request = http::Request::builder().method(method).uri(path);
+        let request = request.header("content-type", kind);
+        let request = request.body(serde_json::to_vec(object)?)?;
+        let answer = self.runtime.block_on(async {
+            let client = connect(&config).await?;
+            anyhow::Ok(client.request_text(request).await?)
+        });
+        let text = answer.with_context(|| format!("{method} {path}"))?;
+        Ok(serde_json::from_str(&text).unwrap_or_default())
+    }
+
     /// Deletes the object at a path; its finalizers may keep it.
     ///
     /// # Errors
