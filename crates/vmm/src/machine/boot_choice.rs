@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use edgevmm_config::{BootConfig, ConsoleDevice, FirmwareChoice, VmConfig};
+use edgevmm_config::{BootConfig, ConsoleDevice, DiskConfig, FirmwareChoice, VmConfig};
 
 use super::BuildError;
 use super::disks::OpenDisk;
@@ -12,7 +12,7 @@ use crate::boot::cloudhv::{CloudHv, DEFAULT_CLOUDHV};
 use crate::boot::fast::Fast;
 use crate::boot::firmware::Firmware;
 use crate::boot::kernel::Kernel;
-use crate::boot::ovmf::Ovmf;
+use crate::boot::ovmf::{DEFAULT_CODE, Ovmf};
 use crate::boot::partitions::{BootStyle, boot_style};
 use crate::boot::{Boot, BootError, BootPlan};
 
@@ -57,19 +57,30 @@ fn open_firmware(
     let boot = &config.boot;
     if firmware == FirmwareChoice::Uefi {
         let net = config.nets.iter().any(|net| net.bootindex.is_some());
-        return uefi(boot, net, description);
+        return uefi(boot, net, disks_have_order(&config.disks), description);
     }
     Ok(Boot::Bios(Firmware::open(boot.bios.as_deref())?))
 }
 
-/// The UEFI that was asked for: OVMF where variables are to last or a network is booted from, else
-/// the one that needs less of the machine, or whichever is installed.
-fn uefi(boot: &BootConfig, net: bool, description: &Description) -> Result<Boot, BuildError> {
+/// Whether it was said which of several disks comes first.
+fn disks_have_order(disks: &[DiskConfig]) -> bool {
+    disks.len() > 1 && disks.iter().any(|disk| disk.bootindex.is_some())
+}
+
+/// The UEFI that was asked for: OVMF where variables are to last, a network is booted from or disks have
+/// an order, else the one that needs less of the machine, or whichever is installed.
+fn uefi(
+    boot: &BootConfig,
+    net: bool,
+    order: bool,
+    description: &Description,
+) -> Result<Boot, BuildError> {
     let (file, vars) = (boot.uefi.as_deref(), boot.uefi_vars.as_deref());
     let installed = |path: &str| Path::new(path).exists();
     let ovmf = match file {
         Some(file) => !CloudHv::is_one(file)?,
         // Where there is neither, the one that every release has is asked for.
+        None if order && installed(DEFAULT_CODE) => true,
         None => vars.is_some() || net || !installed(DEFAULT_CLOUDHV),
     };
     match (file, vars) {
@@ -117,4 +128,20 @@ fn command_line(config: &VmConfig) -> String {
         .cmdline
         .clone()
         .unwrap_or_else(|| console.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_disk_is_first_whatever_is_said() {
+        let disk = |bootindex| DiskConfig {
+            bootindex,
+            ..DiskConfig::new("d")
+        };
+        assert!(disks_have_order(&[disk(None), disk(Some(1))]));
+        assert!(!disks_have_order(&[disk(Some(1))]));
+        assert!(!disks_have_order(&[disk(None), disk(None)]));
+    }
 }
