@@ -1,5 +1,6 @@
 //! Pods that are machines, under a real kubelet.
 
+mod faults;
 mod refused;
 
 use anyhow::{Result, ensure};

@@ -7,10 +7,10 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev 2>/dev/null
 while read -r module; do insmod "/modules/$module" 2>/dev/null; done < /modules/order
-mkdir -p /etc/acpi/PWRF /www /cfg
-printf '#!/bin/sh\necho POWER-BUTTON > /dev/console\npoweroff -f\n' > /etc/acpi/PWRF/00000080
-chmod 755 /etc/acpi/PWRF/00000080
-acpid 2>/dev/null
+mkdir -p /www /cfg
+for events in /dev/input/event*; do
+    { head -c 24 "$events" > /dev/null && echo POWER-BUTTON > /dev/console && poweroff -f; } &
+done
 ifconfig lo up
 for device in /sys/class/net/e*; do
     [ -e "$device" ] || continue
