@@ -12,6 +12,7 @@ pub mod disks;
 pub(crate) mod guest;
 mod lines;
 pub mod memory;
+pub mod operator;
 mod payload;
 pub mod pods;
 pub mod probe;

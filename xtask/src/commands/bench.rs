@@ -7,6 +7,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
 use xtask::bench::disks::{self, DiskBench, DiskResults};
+use xtask::bench::operator::{self, OperatorBench, OperatorResults};
 use xtask::bench::pods::{self, Plan, PodBench, PodResults};
 use xtask::bench::results::Results;
 use xtask::bench::{self, Bench};
@@ -48,6 +49,7 @@ pub struct BenchCommand {
 #[derive(Debug, Subcommand)]
 enum Part {
     Disks(DisksCommand),
+    Operator(OperatorCommand),
     Pods(PodsCommand),
 }
 
@@ -91,6 +93,68 @@ struct PodsCommand {
     /// Where to write the report [default: docs/bench].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+}
+
+/// Measure the operator only: many machines' objects, against a real API server and nodes that only say
+/// that pods run.
+#[derive(Debug, Args)]
+struct OperatorCommand {
+    /// Instances that are made one after the other, at first.
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    singly: usize,
+    /// Instances in the end.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    instances: usize,
+    /// Nodes that they are spread over.
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    nodes: usize,
+    /// Seconds that the operator is left alone for after each step.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    idle: u64,
+    /// Measure this program instead of building one.
+    #[arg(long, value_name = "FILE")]
+    operator: Option<PathBuf>,
+    /// Measure nothing: write the report anew from the operator.json of an earlier run.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["singly", "instances", "nodes", "idle", "operator"])]
+    from: Option<PathBuf>,
+    /// Where to write the report [default: docs/bench].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+impl OperatorCommand {
+    fn run(&self) -> Result<ExitCode> {
+        let workspace = build::workspace();
+        let results = match &self.from {
+            Some(path) => read(path)?,
+            None => self.measure(&workspace)?,
+        };
+        let out = self.out.clone();
+        let out = out.unwrap_or_else(|| workspace.join("docs/bench"));
+        print!("{}", operator::write(&results, &out)?);
+        note(&format!("the report is in {}", out.display()));
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn measure(&self, workspace: &Path) -> Result<OperatorResults> {
+        let operator = match &self.operator {
+            Some(path) => std::path::absolute(path)?,
+            None => build::operator()?,
+        };
+        Pods::ensure()?.kubernetes()?;
+        let bench = OperatorBench {
+            workspace: workspace.to_owned(),
+            operator,
+            bench: build::operatorbench()?,
+            plan: operator::Plan {
+                singly: self.singly,
+                instances: self.instances,
+                nodes: self.nodes,
+                idle: self.idle,
+            },
+        };
+        bench.run()
+    }
 }
 
 impl PodsCommand {
@@ -185,6 +249,7 @@ impl BenchCommand {
     pub fn run(&self) -> Result<ExitCode> {
         match &self.part {
             Some(Part::Disks(disks)) => return disks.run(),
+            Some(Part::Operator(operator)) => return operator.run(),
             Some(Part::Pods(pods)) => return pods.run(),
             None => {}
         }

@@ -9,6 +9,7 @@ use xtask::progress::step;
 
 /// The program that containerd starts.
 const SHIM: &str = "containerd-shim-edgevmm-v1";
+const OPERATOR: &str = "edgevmm-operator";
 
 /// Cargo, as called by whoever calls this.
 pub fn cargo() -> Command {
@@ -71,6 +72,31 @@ pub fn podbench() -> Result<PathBuf> {
         let mut build = cargo();
         build.args(["build", "--package", "edgevmm-e2e", "--example", "podbench"]);
         built(&mut build, "podbench", &[])
+    })
+}
+
+/// Builds the operator for release. Returns its path.
+///
+/// # Errors
+/// It does not build.
+pub fn operator() -> Result<PathBuf> {
+    step("Building edgevmm-operator", || {
+        let mut build = cargo();
+        build.args(["build", "--package", OPERATOR]);
+        release(&mut build, OPERATOR, &[])
+    })
+}
+
+/// Builds the measuring program for it. Returns its path.
+///
+/// # Errors
+/// It does not build.
+pub fn operatorbench() -> Result<PathBuf> {
+    step("Building operatorbench", || {
+        let mut build = cargo();
+        build.args(["build", "--package", "edgevmm-e2e"]);
+        build.args(["--example", "operatorbench"]);
+        built(&mut build, "operatorbench", &[])
     })
 }
 
