@@ -146,6 +146,10 @@ fn idle(all: &[Idle]) -> String {
         ]
     });
     let mut text = table(&header, rows);
+    text.push_str(
+        "\nNothing is polled. Each of its watches is begun anew when the API server ends it, after some five \
+         minutes, which counts when it falls into the time that was measured.\n",
+    );
     let few = all.iter().find(|idle| idle.instances == FEW);
     if let Some(few) = few {
         let verdict = if mib(few.memory.pss) <= GOAL {
