@@ -429,11 +429,12 @@ mod tests {
             let server = WebSocketStream::from_raw_socket(ours, Role::Server, None).await;
             let (from, to) = tokio::io::split(machine);
             let passing = tokio::spawn(pass(server, from, to));
-            if talks {
+            let all = async {
                 // The guest is held up no longer than its reader is waited for.
-                while guest.write_all(&[b'x'; 100]).await.is_ok() {}
-            }
-            timeout(3 * PING, passing).await.unwrap().unwrap();
+                while talks && guest.write_all(&[b'x'; 100]).await.is_ok() {}
+                passing.await
+            };
+            timeout(3 * PING, all).await.unwrap().unwrap();
             drop(theirs);
         }
     }
