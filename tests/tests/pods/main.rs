@@ -1,6 +1,7 @@
 //! Pods that are machines, under a real kubelet.
 
 mod faults;
+mod objects;
 mod refused;
 
 use anyhow::{Result, ensure};
