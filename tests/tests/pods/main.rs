@@ -3,6 +3,7 @@
 mod faults;
 mod objects;
 mod refused;
+mod workloads;
 
 use anyhow::{Result, ensure};
 use edgevmm_e2e::in_cluster;
