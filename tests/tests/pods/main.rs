@@ -3,6 +3,7 @@
 mod faults;
 mod objects;
 mod refused;
+mod volumes;
 mod workloads;
 
 use anyhow::{Result, ensure};
